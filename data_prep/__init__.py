@@ -1,0 +1,1 @@
+"""Make training data: first-stage runs, teacher runs, listwise samples."""

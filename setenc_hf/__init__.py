@@ -1,0 +1,1 @@
+"""Fine-tune and run Set-Encoders: permutation-invariant listwise passage re-rankers."""
