@@ -15,7 +15,6 @@ from .errors import InputError
 from .files import read_lines, sha256
 from .trec import Qrel, read_qrels
 
-
 TEXT_ENDINGS = ("jsonl", "jsonl.gz", "tsv", "tsv.gz")
 
 

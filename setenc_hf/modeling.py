@@ -1,0 +1,272 @@
+"""The Set-Encoder: a backbone whose attention reaches across the passages of a query, and a linear layer on `[CLS]`."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from .attention import ATTENTION, SetLayout
+from .configuration import SetEncoderConfig
+from .packing import unpack
+from .tokenization import SetEncoderTokenizer
+
+FAMILIES = "BERT, ELECTRA, RoBERTa, XLM-RoBERTa, DistilBERT, ModernBERT"
+OWN_FIELDS = (
+    "interaction", "depth", "sample_missing_passages", "query_length", "passage_length", "linear_bias"
+)  # fmt: skip
+
+
+class SetEncoderForReranking(PreTrainedModel):
+    """Scores the passages of a query together (Schlatt et al., ECIR 2025, arXiv 2404.06912).
+
+    `from_pretrained` opens a folder or hub id of our own, of lightning-ir's `set-encoder` models, or of a plain
+    backbone, which gets a new linear layer and, where its vocabulary lacks it, an embedding for `[INT]`.
+    """
+
+    config_class = SetEncoderConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over lists: Trainer divides it by the accumulation steps
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: SetEncoderConfig, encoder: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        options = encoder_options(config.encoder_config)
+        if encoder is None:
+            encoder = AutoModel.from_config(config.encoder_config, **options)
+        self.encoder = encoder
+        # building the outer configuration resets this to None, and attention would silently be the stock one
+        self.encoder.config._attn_implementation = ATTENTION
+        self.linear = nn.Linear(encoder.config.hidden_size, 1, bias=config.linear_bias)
+        self.has_token_types = getattr(encoder.config, "type_vocab_size", 0) > 1
+        embeddings = getattr(encoder, "embeddings", None)
+        is_offset = hasattr(embeddings, "create_position_ids_from_input_ids")  # RoBERTa counts from padding_idx + 1
+        self.position_offset = encoder.config.pad_token_id + 1 if is_offset else 0
+        cut_last_layer(encoder)
+        self.tokenizer: SetEncoderTokenizer | None = None
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, *args: Any, **kwargs: Any) -> "SetEncoderForReranking":  # type: ignore[override]
+        """Open a trained Set-Encoder, ours or lightning-ir's, or make a new one from a plain backbone.
+
+        Args:
+            name_or_path: a folder or a hub id.
+            kwargs: as in transformers; and fields of [`SetEncoderConfig`], which override the stored ones.
+
+        Raises `ValueError` for a backbone whose attention cannot be replaced, by name.
+        """
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+        if kwargs.get("config") is None:
+            stored, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
+            if stored.get("model_type") != SetEncoderConfig.model_type:
+                return cls._from_backbone(name_or_path, hub, *args, **kwargs)
+        kwargs.pop("attn_implementation", None)
+        loaded = super().from_pretrained(name_or_path, *args, **kwargs)
+        # transformers remembers how keys were renamed on loading, and would rename them back on saving
+        for model in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            if isinstance(model, PreTrainedModel):
+                model._weight_conversions = None
+        return loaded
+
+    @classmethod
+    def _from_backbone(
+        cls, name_or_path: str, hub: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> "SetEncoderForReranking":
+        own = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
+        kwargs.pop("attn_implementation", None)
+        options = encoder_options(AutoConfig.from_pretrained(name_or_path, **hub))
+        encoder = AutoModel.from_pretrained(name_or_path, *args, **options, **kwargs)
+        encoder._weight_conversions = None
+        config = SetEncoderConfig(encoder_config=encoder.config, **own)
+        config.dtype = encoder.dtype
+        tokenizer = SetEncoderTokenizer.from_pretrained(
+            name_or_path,
+            **hub,
+            interaction=config.interaction,
+            query_length=config.query_length,
+            passage_length=config.passage_length,
+        )
+        model = cls(config, encoder=encoder).to(encoder.dtype)
+        model.add_interaction_token(tokenizer)
+        model.name_or_path = name_or_path
+        model.tokenizer = tokenizer
+        return model.eval()
+
+    def add_interaction_token(self, tokenizer: SetEncoderTokenizer) -> None:
+        """Start the embedding of a new `[INT]` as a copy of `[CLS]`'s, in a new row where the backbone has none left."""
+        template = tokenizer.template
+        if template.int_id is None or not tokenizer.is_int_new:
+            return
+        if template.int_id >= self.encoder.get_input_embeddings().num_embeddings:
+            self.encoder.resize_token_embeddings(template.int_id + 1, pad_to_multiple_of=8, mean_resizing=False)
+        weight = self.encoder.get_input_embeddings().weight
+        with torch.no_grad():
+            weight[template.int_id] = weight[template.cls_id]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.set_input_embeddings(value)
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuse any other attention than the set attention that makes this model what it is."""
+        if attn_implementation != ATTENTION:
+            raise ValueError(f"a Set-Encoder's attention is {ATTENTION!r} and cannot be {attn_implementation!r}")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        passage_lengths: Tensor,
+        num_passages: Tensor,
+        restore: Tensor,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        sample_missing_passages: bool | None = None,
+        return_dict: bool = True,
+    ) -> SequenceClassifierOutput:
+        """Score packed lists, as `SetEncoderTokenizer` and `ListwiseCollator` make them.
+
+        Args:
+            input_ids, position_ids, token_type_ids: [1, tokens].
+            passage_lengths: [passages], tokens of each passage.
+            num_passages: [queries].
+            restore: [passages], for each passage in the caller's order its place in packed order.
+            labels: ignored here; the loss is the trainer's.
+            sample_missing_passages: fill each list up to the configured `depth` with drawn interaction tokens; the
+                default is the configuration's in training, and off otherwise.
+
+        Returns:
+            `logits` [queries, longest list] in float32, -inf behind a shorter list. In evaluation each list is
+            computed on its own, so that its scores do not depend on what else is in the batch.
+        """
+        if sample_missing_passages is None:
+            sample_missing_passages = self.training and self.config.sample_missing_passages
+        fill_to = self.config.depth if sample_missing_passages else 0
+        sizes = num_passages.tolist()
+        lengths = passage_lengths.tolist()
+        groups = [slice(0, len(sizes))] if self.training else [slice(i, i + 1) for i in range(len(sizes))]
+        scores = []
+        passage = token = 0
+        for group in groups:
+            layout = SetLayout(
+                lengths=lengths[passage : passage + sum(sizes[group])],
+                list_sizes=sizes[group],
+                interaction=self.config.interaction,
+                fill_to=fill_to,
+                device=input_ids.device,
+            )
+            tokens = slice(token, token + sum(layout.lengths))
+            token_types = None if token_type_ids is None else token_type_ids[:, tokens]
+            scores.append(self._score(input_ids[:, tokens], position_ids[:, tokens], token_types, layout))
+            passage, token = passage + len(layout.lengths), tokens.stop
+        return SequenceClassifierOutput(logits=unpack(torch.cat(scores), num_passages, restore, -torch.inf))
+
+    def _score(
+        self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor | None, layout: SetLayout
+    ) -> Tensor:
+        """Return the scores [passages] of packed tokens [1, tokens] in packed order."""
+        inputs: dict[str, Any] = {"token_type_ids": token_type_ids} if self.has_token_types else {}
+        output = self.encoder(
+            input_ids=input_ids, position_ids=position_ids + self.position_offset, set_layout=layout, **inputs
+        )
+        if layout.calls != self.encoder.config.num_hidden_layers:
+            raise RuntimeError(
+                f"set attention was used in {layout.calls} of {self.encoder.config.num_hidden_layers} layers: the "
+                f"encoder's attention was replaced (it is {self.encoder.config._attn_implementation!r}, not "
+                f"{ATTENTION!r}), and the scores would not be a Set-Encoder's"
+            )
+        states = output.last_hidden_state[0]  # [tokens, hidden], or [passages, hidden] where the last layer is cut
+        if len(states) != len(layout.lengths):
+            states = states[layout.cls_rows]
+        # the head in float32: bfloat16 has too few digits to tell a hundred passages apart
+        bias = None if self.linear.bias is None else self.linear.bias.float()
+        with torch.autocast(states.device.type, enabled=False):
+            return nn.functional.linear(states.float(), self.linear.weight.float(), bias)[:, 0]
+
+    @torch.no_grad()
+    def rank(
+        self, query: str, passages: Sequence[str], tokenizer: SetEncoderTokenizer | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the passages of a query best first, as `{"index": 3, "score": 7.1, "text": "..."}`.
+
+        `index` is the passage's place in the argument; ties keep that order. Without a `tokenizer` the model's own is
+        used, read once from the folder or hub id that the model came from.
+        """
+        if not passages:
+            return []
+        tokenizer = tokenizer or self.tokenizer
+        if tokenizer is None:
+            if not self.name_or_path:
+                raise ValueError("this model was not opened from a folder or hub id: pass `tokenizer=`")
+            tokenizer = self.tokenizer = SetEncoderTokenizer.from_pretrained(self.name_or_path)
+        was_training = self.training
+        self.eval()
+        try:
+            scores = self(**tokenizer(query, passages).to(self.device)).logits[0].tolist()
+        finally:
+            self.train(was_training)
+        order = sorted(range(len(passages)), key=lambda index: -scores[index])
+        return [{"index": index, "score": scores[index], "text": passages[index]} for index in order]
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Save the model, and the tokenizer with it where the model has one."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+
+
+def encoder_options(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return how a backbone of this configuration is built: with our attention, and without a pooler it may have.
+
+    A pooler would get no gradient. Raises `ValueError`, by name, for a backbone in which set attention cannot work.
+    """
+    model_class = AutoModel._model_mapping[type(config)]
+    if isinstance(model_class, tuple):
+        model_class = model_class[0]
+    name = model_class.__name__
+    accepts = inspect.signature(model_class.forward).parameters
+    takes_layout = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepts.values())
+    if not model_class._supports_attention_backend or not takes_layout or "position_ids" not in accepts:
+        raise ValueError(f"{name} has no replaceable attention, which a Set-Encoder needs; use one of {FAMILIES}")
+    if getattr(config, "is_decoder", False) or config.is_encoder_decoder:
+        raise ValueError(f"{name} is a decoder here; a Set-Encoder needs an encoder: {FAMILIES}")
+    options: dict[str, Any] = {"attn_implementation": ATTENTION}
+    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        options["add_pooling_layer"] = False
+    return options
+
+
+def cut_last_layer(encoder: PreTrainedModel) -> None:
+    """Let the last layer of a BERT-like encoder compute its feed-forward part for `[CLS]` alone.
+
+    Only the last `[CLS]` is scored, so behind the last attention all other rows are waste: three quarters of a
+    layer's multiplications. The attention's output module is the one place that sees both the attention's output and
+    its residual; encoders without such a module compute the last layer whole.
+    """
+    layers = getattr(getattr(encoder, "encoder", None), "layer", None)
+    attention = getattr(layers[-1], "attention", None) if layers else None
+    if not hasattr(attention, "self") or not hasattr(attention, "output"):
+        return
+    layouts: list[SetLayout] = []
+
+    def remember(_module: nn.Module, _args: tuple, kwargs: dict) -> None:
+        layouts[:] = [kwargs["set_layout"]] if "set_layout" in kwargs else []
+
+    def keep_cls(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(states[:, layouts[0].cls_rows] for states in args) if layouts else args
+
+    attention.self.score_rows_only = True
+    layers[-1].register_forward_pre_hook(remember, with_kwargs=True)
+    attention.output.register_forward_pre_hook(keep_cls)
+
+
+AutoModelForSequenceClassification.register(SetEncoderConfig, SetEncoderForReranking, exist_ok=True)
