@@ -1,1 +1,3 @@
 """Fine-tune and run Set-Encoders: permutation-invariant listwise passage re-rankers."""
+
+__version__ = "0.1.0"

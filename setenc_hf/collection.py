@@ -15,6 +15,7 @@ from .errors import InputError
 from .files import read_lines, sha256
 from .trec import Qrel, read_qrels
 
+DOCS_PER_LOOKUP = 10_000
 TEXT_ENDINGS = ("jsonl", "jsonl.gz", "tsv", "tsv.gz")
 
 
@@ -34,9 +35,13 @@ class Collection:
         """Yield every passage, in the collection's order."""
         raise NotImplementedError
 
+    def pick(self, doc_ids: Ids[str]) -> Iterator[Doc]:
+        """Yield those of `doc_ids` that the collection holds, each once, in an order that never changes."""
+        raise NotImplementedError
+
     def texts(self, doc_ids: Ids[str]) -> dict[str, str]:
         """Return the text of each of `doc_ids` that the collection holds; what it lacks is absent."""
-        raise NotImplementedError
+        return {doc.doc_id: doc.text for doc in self.pick(doc_ids)}
 
     def queries(self) -> dict[str, str]:
         """Return every query's text by its id."""
@@ -85,15 +90,15 @@ class LocalCollection(Collection):
         if empty:
             raise InputError(f"{self.corpus_path}: holds no passage")
 
-    def texts(self, doc_ids: Ids[str]) -> dict[str, str]:
-        wanted = set(doc_ids)
-        texts: dict[str, str] = {}
+    def pick(self, doc_ids: Ids[str]) -> Iterator[Doc]:
+        wanted, seen = set(doc_ids), set[str]()
         for doc in self.docs():
-            if doc.doc_id in wanted:
-                if texts.get(doc.doc_id, doc.text) != doc.text:
-                    raise InputError(f"{self.corpus_path}: document {doc.doc_id!r} stands twice, with different texts")
-                texts[doc.doc_id] = doc.text
-        return texts
+            if doc.doc_id not in wanted:
+                continue
+            if doc.doc_id in seen:
+                raise InputError(f"{self.corpus_path}: document {doc.doc_id!r} stands twice; ids must be unique")
+            seen.add(doc.doc_id)
+            yield doc
 
     def queries(self) -> dict[str, str]:
         paths = self._files("queries", TEXT_ENDINGS)
@@ -183,10 +188,16 @@ class IrDatasetsCollection(Collection):
         for doc in self.dataset.docs_iter():
             yield Doc(doc.doc_id, doc.default_text())
 
-    def texts(self, doc_ids: Ids[str]) -> dict[str, str]:
+    def pick(self, doc_ids: Ids[str]) -> Iterator[Doc]:
         self._require("docs")
         store = self.dataset.docs_store()
-        return {doc_id: doc.default_text() for doc_id, doc in store.get_many(set(doc_ids)).items()}
+        ordered = sorted(set(doc_ids))
+        for start in range(0, len(ordered), DOCS_PER_LOOKUP):
+            wanted = ordered[start : start + DOCS_PER_LOOKUP]
+            found = store.get_many(wanted)  # in no order, and without what it lacks
+            for doc_id in wanted:
+                if doc_id in found:
+                    yield Doc(doc_id, found[doc_id].default_text())
 
     def queries(self) -> dict[str, str]:
         self._require("queries")

@@ -100,7 +100,7 @@ class SetEncoderForReranking(PreTrainedModel):
         return model.eval()
 
     def add_interaction_token(self, tokenizer: SetEncoderTokenizer) -> None:
-        """Start the embedding of a new `[INT]` as a copy of `[CLS]`'s, in a new row where the backbone has none left."""
+        """Start the embedding of a new `[INT]` as a copy of `[CLS]`'s, in a new row where none is left."""
         template = tokenizer.template
         if template.int_id is None or not tokenizer.is_int_new:
             return

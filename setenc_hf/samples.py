@@ -1,0 +1,160 @@
+"""Listwise samples: the folder between run files and training.
+
+    samples/    Arrow: query_id, query, passages (row numbers into the corpus), labels, ranks, scores
+    corpus/     Arrow: doc_id, text; each passage once
+    qrels.txt   the judgements of these queries, where the labels come from judgements
+    tokens/     the corpus and the queries tokenised, one folder a tokenizer; made when first needed
+    meta.json   where everything came from, with hashes, and what was left out and why
+
+Both Arrow folders open with `datasets.load_from_disk` too.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from .errors import InputError
+from .trec import Qrel, read_qrels
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+LABEL_KINDS = ("relevance", "rank", "score")
+IGNORE_LABEL = -100.0  # in a batch, the label behind the end of a shorter list
+FORMAT_VERSION = 1
+ROWS_PER_BATCH = 1_000
+
+
+def sample_features() -> "Features":
+    """One list: `passages`, `labels`, `ranks` and `scores` align; a passage that no run retrieved has rank 0."""
+    from datasets import Features, List, Value
+
+    return Features(
+        {
+            "query_id": Value("string"),
+            "query": Value("string"),
+            "passages": List(Value("int32")),  # row numbers into the corpus
+            "labels": List(Value("float32")),  # higher is better
+            "ranks": List(Value("int32")),  # in the run, from 1; 0: added from the judgements
+            "scores": List(Value("float32")),  # in the run; null: added from the judgements
+        }
+    )
+
+
+def corpus_features() -> "Features":
+    """One passage."""
+    from datasets import Features, Value
+
+    return Features({"doc_id": Value("string"), "text": Value("string")})
+
+
+def write_arrow(folder: Path, features: "Features", rows: Iterable[dict[str, Any]], fingerprint: str) -> int:
+    """Write rows as a folder that `datasets.load_from_disk` opens, in bounded memory; return how many.
+
+    Equal rows and an equal fingerprint give equal bytes.
+    """
+    from datasets import DatasetInfo
+
+    folder.mkdir(parents=True)
+    name = "data-00000-of-00001.arrow"
+    schema = features.arrow_schema
+    count = 0
+    with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in batched(rows, ROWS_PER_BATCH):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+            count += len(batch)
+    state = {
+        "_data_files": [{"filename": name}],
+        "_fingerprint": fingerprint[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True), "utf-8")
+    DatasetInfo(features=features).write_to_directory(str(folder))
+    return count
+
+
+def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield `rows` in lists of `size`, the last one shorter."""
+    batch: list[Any] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@dataclass
+class ListwiseSamples:
+    """An opened folder of listwise samples; nothing of it is read into memory before it is used."""
+
+    folder: Path
+    samples: "Dataset"
+    corpus: "Dataset"
+    meta: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "ListwiseSamples":
+        """Open a folder that `data_prep.build_samples` made; raises `InputError` where it is none."""
+        from datasets import load_from_disk
+
+        folder = Path(folder)
+        meta_path = folder / "meta.json"
+        if not meta_path.exists():
+            raise InputError(
+                f"{folder}: no listwise samples here (no meta.json); make them with data_prep.build_samples"
+            )
+        meta = json.loads(meta_path.read_text("utf-8"))
+        if meta.get("format") != FORMAT_VERSION:
+            raise InputError(f"{folder}: format {meta.get('format')} is not {FORMAT_VERSION}; build the samples again")
+        samples, corpus = (load_from_disk(str(folder / name)) for name in ("samples", "corpus"))
+        return cls(folder, samples, corpus, meta)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def labels_kind(self) -> str:
+        """`relevance`, `rank` or `score`."""
+        return self.meta["labels"]
+
+    def qrels(self) -> list[Qrel]:
+        """Return the judgements of these queries; raises `InputError` where the labels are not judgements."""
+        path = self.folder / "qrels.txt"
+        if not path.exists():
+            raise InputError(f"{self.folder}: has no judgements to evaluate with; build it with --labels relevance")
+        return list(read_qrels(path))
+
+    def list_lengths(self) -> np.ndarray:
+        """Return the passages of each list [lists]."""
+        return np.concatenate([np.asarray(chunk.value_lengths()) for chunk in self._column("passages").chunks])
+
+    def relevant_counts(self) -> np.ndarray:
+        """Return how many passages of each list have a label above 0 [lists]."""
+        counts = []
+        for chunk in self._column("labels").chunks:
+            relevant = np.concatenate([[0], np.cumsum(np.asarray(chunk.values) > 0)])
+            offsets = np.asarray(chunk.offsets)
+            counts.append(relevant[offsets[1:]] - relevant[offsets[:-1]])
+        return np.concatenate(counts)
+
+    def query_ids(self) -> list[str]:
+        """Return the query of each list [lists]."""
+        return self._column("query_id").to_pylist()
+
+    def doc_ids(self, rows: Sequence[int]) -> list[str]:
+        """Return the documents' ids of corpus rows."""
+        return self.corpus[list(rows)]["doc_id"]
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return self.samples.data.table.column(name)
