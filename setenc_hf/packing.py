@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-Ids = Sequence[int]
+Ids = Sequence[int] | np.ndarray  # token ids, without special tokens
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def pack(queries: Sequence[Ids], passages: Sequence[Sequence[Ids]], template: Te
     restore: list[int] = []
     for query, texts in zip(queries, passages, strict=True):
         before = [*head, *query, template.sep_id]
-        keys = [(len(text), list(text)) for text in texts]
+        keys = [(len(text), text.tolist() if isinstance(text, np.ndarray) else list(text)) for text in texts]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         places = [0] * len(keys)
         previous = -1

@@ -1,0 +1,92 @@
+"""Effectiveness by `ir_measures`, and whether a difference between two runs is more than chance."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ir_measures
+import numpy as np
+
+from .errors import InputError
+from .trec import Qrel, RankedList
+
+Scores = Mapping[str, Mapping[str, float]]  # query_id -> doc_id -> score
+
+
+def parse_measures(names: Sequence[str]) -> dict[str, Any]:
+    """Return the measures by these names, such as `nDCG@10`, `MRR@10`, `RR(rel=2)@10`, `P@10`, `R@100`, `AP`.
+
+    Raises `InputError` for a name that is no measure of `ir_measures`.
+    """
+    measures = {}
+    for name in names:
+        try:
+            measures[name] = ir_measures.parse_measure(name)
+        except (NameError, ValueError, SyntaxError, TypeError) as error:
+            raise InputError(
+                f"{name!r} is no measure of ir_measures ({error}); for example nDCG@10, MRR@10, R@100"
+            ) from None
+    return measures
+
+
+def run_scores(lists: Iterable[RankedList]) -> dict[str, dict[str, float]]:
+    """Return a run's scores; ties are resolved as the list has them, not by the documents' names."""
+    return {query_id: {line.doc_id: float(-place) for place, line in enumerate(lines)} for query_id, lines in lists}
+
+
+def per_query(measures: Mapping[str, Any], qrels: Sequence[Qrel], run: Scores) -> dict[str, dict[str, float]]:
+    """Return each measure's value for each judged query: measure name -> query_id -> value.
+
+    A judged query that the run lacks counts with 0 (or the measure's own value for nothing found), as in trec_eval
+    with `-c`; a query of the run without judgements does not count.
+    """
+    values: dict[Any, dict[str, float]] = {measure: {} for measure in measures.values()}
+    for metric in ir_measures.iter_calc(list(values), [ir_qrel(qrel) for qrel in qrels], run):
+        values[metric.measure][metric.query_id] = metric.value
+    return {name: values[measure] for name, measure in measures.items()}
+
+
+def ir_qrel(qrel: Qrel) -> ir_measures.Qrel:
+    """Return a judgement as `ir_measures` takes it."""
+    return ir_measures.Qrel(qrel.query_id, qrel.doc_id, qrel.relevance, qrel.iteration)
+
+
+def mean(values: Mapping[str, float]) -> float:
+    """Return the mean over queries."""
+    return float(np.mean(list(values.values())))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run against a baseline on the same queries."""
+
+    difference: float  # mean of the run minus mean of the baseline
+    low: float  # 95 % paired bootstrap interval of the difference
+    high: float
+    p_value: float  # two-sided paired randomisation test
+    wins: int  # queries on which the run is better
+    losses: int
+
+
+def compare(run: Mapping[str, float], baseline: Mapping[str, float], draws: int = 10_000, seed: int = 42) -> Comparison:
+    """Compare two runs query by query.
+
+    The p-value is that of Fisher's two-sided randomisation test, the interval a percentile bootstrap over queries
+    (Smucker et al. 2007, "A comparison of statistical significance tests for information retrieval evaluation").
+    """
+    query_ids = sorted(run.keys() & baseline.keys())
+    differences = np.array([run[query_id] - baseline[query_id] for query_id in query_ids])
+    draw = np.random.default_rng(seed)
+    signs = draw.choice([-1.0, 1.0], size=(draws, len(differences)))
+    observed = abs(differences.mean())
+    extreme = (np.abs((signs * differences).mean(axis=1)) >= observed - 1e-12).sum()
+    resampled = differences[draw.integers(len(differences), size=(draws, len(differences)))].mean(axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Comparison(
+        difference=float(differences.mean()),
+        low=float(low),
+        high=float(high),
+        p_value=float((extreme + 1) / (draws + 1)),
+        wins=int((differences > 0).sum()),
+        losses=int((differences < 0).sum()),
+    )

@@ -1,0 +1,122 @@
+"""`Trainer` for lists: any ranking loss on packed batches, and evaluation that re-ranks whole lists."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+from tqdm import tqdm
+from transformers import Trainer, TrainingArguments
+
+from .errors import InputError
+from .lists import EpochSampler, EvaluationLists, ListwiseCollator, TrainingLists
+from .losses import ListwiseLoss
+from .measures import mean, parse_measures, per_query
+
+
+@dataclass
+class ListwiseTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults that lists need."""
+
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Lists have columns that forward() has not."})
+    measures: list[str] = field(
+        default_factory=lambda: ["nDCG@10"],
+        metadata={"help": "What evaluation reports of each re-ranked set, in ir_measures' names."},
+    )
+
+    def __post_init__(self) -> None:
+        parse_measures(self.measures)
+        super().__post_init__()
+
+
+class ListwiseTrainer(Trainer):
+    """Fine-tunes a Set-Encoder on lists.
+
+    Args:
+        loss: takes (scores, labels), both [queries, longest list]; see [`~setenc_hf.losses`].
+        train_dataset: a [`~setenc_hf.lists.TrainingLists`], or any dataset of samples the collator takes.
+        eval_dataset: an [`~setenc_hf.lists.EvaluationLists`], or several by name.
+        kwargs: as for `Trainer`; `data_collator` defaults to a `ListwiseCollator` of `processing_class`.
+
+    `evaluate()` re-ranks each list of the evaluation set once, over all processes, and reports the measures of
+    `args.measures` over all judgements as `eval_nDCG@10` and so on, beside `eval_loss`, so that
+    `metric_for_best_model="nDCG@10"` chooses the best checkpoint and drives early stopping.
+    """
+
+    def __init__(self, *args: Any, loss: ListwiseLoss, **kwargs: Any) -> None:
+        if kwargs.get("data_collator") is None:
+            kwargs["data_collator"] = ListwiseCollator(kwargs["processing_class"])
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise InputError(
+                f"{self.args.n_gpu} GPUs but one process: torch's DataParallel would cut lists apart; "
+                "start with `accelerate launch --multi_gpu`, or show one GPU with CUDA_VISIBLE_DEVICES"
+            )
+        self.loss = loss
+        self.label_names = ["labels"]  # forward() has no use for labels, so that Trainer cannot infer them
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation steps
+        self.loss_is_scaled_for_ga = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        # the stock sampler draws from the global random state; ours gives a resumed run the very same lists
+        lists = self.train_dataset if train_dataset is None else train_dataset
+        return EpochSampler(lists) if isinstance(lists, TrainingLists) else super()._get_train_sampler(train_dataset)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = self.loss(outputs.logits, labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Re-rank every list of `eval_dataset` once and return its measures; see the class."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict):
+            metrics: dict[str, float] = {}
+            for name, part in dataset.items():
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        # the stock loop gathers by example and would lose the scores of unequal lists
+        start = time.perf_counter()
+        rows = self._rerank(dataset)
+        values = per_query(parse_measures(self.args.measures), dataset.qrels, {row[0]: row[1] for row in rows})
+        seconds = time.perf_counter() - start
+        metrics = {f"{metric_key_prefix}_{name}": mean(queries) for name, queries in values.items()}
+        metrics[f"{metric_key_prefix}_loss"] = sum(row[2] for row in rows) / len(rows)
+        metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
+        metrics[f"{metric_key_prefix}_lists_per_second"] = round(len(rows) / seconds, 3)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _rerank(self, dataset: EvaluationLists) -> list[tuple[str, dict[str, float], float]]:
+        """Return (query_id, scores by document, loss) of every list, on every process."""
+        model = self.model_wrapped if self.is_deepspeed_enabled or self.is_fsdp_enabled else self.model
+        was_training = model.training
+        model.eval()
+        world, rank = self.args.world_size, self.args.process_index
+        mine = []
+        # each process makes as many forward passes as any other, which sharded weights need: the last round may
+        # score a list a second time, and does not count it
+        for first in tqdm(range(0, len(dataset), world), desc="evaluate", disable=rank > 0 or None, leave=False):
+            sample = dataset[min(first + rank, len(dataset) - 1)]
+            batch = self._prepare_inputs(self.data_collator([sample]))
+            labels = batch.pop("labels")
+            with self.compute_loss_context_manager():
+                scores = model(**batch).logits
+            if first + rank < len(dataset):
+                ranked = dict(zip(sample["doc_ids"], scores[0].tolist(), strict=True))
+                mine.append((sample["query_id"], ranked, self.loss(scores, labels).item()))
+        model.train(was_training)
+        rows = gather_object(mine) if world > 1 else mine
+        if len({row[0] for row in rows}) != len(dataset):
+            raise RuntimeError(f"{len(rows)} lists were re-ranked of {len(dataset)}: a query is missing or doubled")
+        return rows
