@@ -7,6 +7,7 @@ sequence, the second is shared by the whole list. They are computed one after th
 log-sum-exps, as in blockwise attention; the backward pass runs per part with the merged output and log-sum-exp.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -38,6 +39,7 @@ class SetLayout:
         list_sizes: passages of each list.
         interaction: `int`, `cls` or `none`, as in the configuration; the interaction token is a passage's first.
         fill_to: draw interaction tokens for lists of fewer passages, up to this many; 0 draws none.
+        normalize: let the interaction tokens of a list weigh as much as one token, however many they are.
         device: where the row numbers are needed.
     """
 
@@ -45,6 +47,7 @@ class SetLayout:
     list_sizes: list[int]
     interaction: str
     fill_to: int
+    normalize: bool
     device: torch.device
     calls: int = 0  # how many layers really used this layout: what proves that set attention was on
     lists: list[list[Run]] = field(init=False)
@@ -56,6 +59,10 @@ class SetLayout:
         lengths = torch.tensor(self.lengths)
         self.first_rows = (lengths.cumsum(0) - lengths).to(self.device)
         self.cls_rows = self.first_rows + 1 if self.interaction == "int" else self.first_rows
+
+    def discount(self, shared: slice) -> float:
+        """Return what is taken off the logits of a list's interaction tokens: the logarithm of their number, or 0."""
+        return math.log(max(shared.stop - shared.start, 1)) if self.normalize else 0.0
 
     def _runs(self) -> Iterator[list[Run]]:
         passage = token = 0
@@ -186,7 +193,7 @@ class SplitAttention(torch.autograd.Function):
                 by_passage(shared_values[shared], 1),
                 scale=scale,
             )
-            others, others_lse = others[0].transpose(0, 1), others_lse[0].transpose(0, 1)
+            others, others_lse = others[0].transpose(0, 1), others_lse[0].transpose(0, 1) - layout.discount(shared)
             weight = torch.sigmoid(others_lse - lse[rows])[..., None]
             merged = torch.lerp(output[rows].to(weight.dtype), others.to(weight.dtype), weight)
             output[rows] = merged.to(output.dtype)
@@ -204,7 +211,7 @@ class SplitAttention(torch.autograd.Function):
         grads = [torch.zeros_like(states) for states in (queries, keys, values, shared_keys, shared_values)]
         grad_queries, grad_keys, grad_values, grad_shared_keys, grad_shared_values = grads
 
-        def part(rows: slice, count: int, part_keys: Tensor, part_values: Tensor):  # type: ignore[no-untyped-def]
+        def part(rows: slice, count: int, part_keys: Tensor, part_values: Tensor, discount: float = 0.0):  # type: ignore[no-untyped-def]
             # with the merged output and log-sum-exp the kernel gives exactly this part's share of the gradient
             return attend_backward(
                 by_passage(grad[rows], count),
@@ -212,7 +219,7 @@ class SplitAttention(torch.autograd.Function):
                 part_keys,
                 part_values,
                 by_passage(output[rows], count),
-                lse[rows].unflatten(0, (count, -1)).transpose(1, 2),
+                (lse[rows] + discount).unflatten(0, (count, -1)).transpose(1, 2),
                 0.0,
                 False,
                 scale=ctx.scale,
@@ -226,7 +233,8 @@ class SplitAttention(torch.autograd.Function):
                 own_states(grad_keys, run, layout).copy_(dk)
                 own_states(grad_values, run, layout).copy_(dv)
             if shared.stop > shared.start:
-                dq, dk, dv = part(rows, 1, by_passage(shared_keys[shared], 1), by_passage(shared_values[shared], 1))
+                shared_states = by_passage(shared_keys[shared], 1), by_passage(shared_values[shared], 1)
+                dq, dk, dv = part(rows, 1, *shared_states, layout.discount(shared))
                 by_passage(grad_queries[rows], 1).add_(dq)
                 by_passage(grad_shared_keys[shared], 1).copy_(dk)
                 by_passage(grad_shared_values[shared], 1).copy_(dv)
@@ -255,10 +263,9 @@ def plain_attention(
         for run in runs:
             run_queries = by_passage(queries[query_rows(run, cls_only)], run.count)  # [passages, heads, rows, dim]
             own_keys, own_values = own_states(keys, run, layout), own_states(values, run, layout)
-            weights = torch.cat(
-                [run_queries @ own_keys.mT, run_queries @ shared_keys.mT.expand(run.count, -1, -1, -1)], dim=-1
-            )
-            weights = (weights * scale).to(_accurate(weights.dtype))
+            to_shared = run_queries @ shared_keys.mT.expand(run.count, -1, -1, -1) * scale - layout.discount(rows)
+            weights = torch.cat([run_queries @ own_keys.mT * scale, to_shared], dim=-1)
+            weights = weights.to(_accurate(weights.dtype))
             if window is not None:
                 hidden = _outside_window(run, runs[0].passage, weights.shape[-1], layout, window, cls_only)
                 weights = weights.masked_fill(hidden, -torch.inf)

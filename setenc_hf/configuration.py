@@ -43,6 +43,10 @@ class SetEncoderConfig(PreTrainedConfig):
         sample_missing_passages (`bool`, defaults to `False`):
             In training, let every passage also attend to interaction tokens drawn from the distribution of the
             list's own, as many as the list lacks to `depth`. Never at inference unless asked for there.
+        normalize_interaction (`bool`, defaults to `False`):
+            Take the logarithm of their number off the attention logits of a list's interaction tokens, so that they
+            weigh as much as one token together, however many there are. The paper's model does not; a model trained
+            on short lists holds on long ones with it. A list of one passage is the same either way.
         query_length, passage_length (`int`, default to 32 and 256):
             Tokens of a query and of a passage that are kept; special tokens are not counted.
         linear_bias (`bool`, defaults to `False`):
@@ -56,6 +60,7 @@ class SetEncoderConfig(PreTrainedConfig):
     interaction: Literal["int", "cls", "none"] = "int"
     depth: int = 100
     sample_missing_passages: bool = False
+    normalize_interaction: bool = False
     query_length: int = 32
     passage_length: int = 256
     linear_bias: bool = False

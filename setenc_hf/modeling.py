@@ -16,8 +16,19 @@ from .tokenization import SetEncoderTokenizer
 
 FAMILIES = "BERT, ELECTRA, RoBERTa, XLM-RoBERTa, DistilBERT, ModernBERT"
 OWN_FIELDS = (
-    "interaction", "depth", "sample_missing_passages", "query_length", "passage_length", "linear_bias"
-)  # fmt: skip
+    "interaction",
+    "depth",
+    "sample_missing_passages",
+    "normalize_interaction",
+    "query_length",
+    "passage_length",
+    "linear_bias",
+)
+# what the backbones call their dropouts
+DROPOUTS = {
+    "attention_dropout": ("attention_probs_dropout_prob", "attention_dropout"),
+    "hidden_dropout": ("hidden_dropout_prob", "dropout", "mlp_dropout", "embedding_dropout"),
+}
 
 
 class SetEncoderForReranking(PreTrainedModel):
@@ -58,7 +69,8 @@ class SetEncoderForReranking(PreTrainedModel):
 
         Args:
             name_or_path: a folder or a hub id.
-            kwargs: as in transformers; and fields of [`SetEncoderConfig`], which override the stored ones.
+            kwargs: as in transformers; fields of [`SetEncoderConfig`], which override the stored ones; and
+                `attention_dropout` and `hidden_dropout`, which override the backbone's under whatever name it has them.
 
         Raises `ValueError` for a backbone whose attention cannot be replaced, by name.
         """
@@ -67,6 +79,10 @@ class SetEncoderForReranking(PreTrainedModel):
             stored, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
             if stored.get("model_type") != SetEncoderConfig.model_type:
                 return cls._from_backbone(name_or_path, hub, *args, **kwargs)
+            own = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
+            config = SetEncoderConfig.from_pretrained(name_or_path, **hub, **own)
+            set_dropout(config.encoder_config, kwargs)
+            kwargs["config"] = config
         kwargs.pop("attn_implementation", None)
         loaded = super().from_pretrained(name_or_path, *args, **kwargs)
         # transformers remembers how keys were renamed on loading, and would rename them back on saving
@@ -81,8 +97,10 @@ class SetEncoderForReranking(PreTrainedModel):
     ) -> "SetEncoderForReranking":
         own = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
         kwargs.pop("attn_implementation", None)
-        options = encoder_options(AutoConfig.from_pretrained(name_or_path, **hub))
-        encoder = AutoModel.from_pretrained(name_or_path, *args, **options, **kwargs)
+        backbone_config = AutoConfig.from_pretrained(name_or_path, **hub)
+        set_dropout(backbone_config, kwargs)
+        options = encoder_options(backbone_config)
+        encoder = AutoModel.from_pretrained(name_or_path, *args, config=backbone_config, **options, **kwargs)
         encoder._weight_conversions = None
         config = SetEncoderConfig(encoder_config=encoder.config, **own)
         config.dtype = encoder.dtype
@@ -162,6 +180,7 @@ class SetEncoderForReranking(PreTrainedModel):
                 list_sizes=sizes[group],
                 interaction=self.config.interaction,
                 fill_to=fill_to,
+                normalize=self.config.normalize_interaction,
                 device=input_ids.device,
             )
             tokens = slice(token, token + sum(layout.lengths))
@@ -222,6 +241,15 @@ class SetEncoderForReranking(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
+
+
+def set_dropout(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
+    """Move `attention_dropout` and `hidden_dropout` from `kwargs` into a backbone's configuration."""
+    for ours, theirs in DROPOUTS.items():
+        value = kwargs.pop(ours, None)
+        for name in theirs:
+            if value is not None and hasattr(config, name):
+                setattr(config, name, value)
 
 
 def encoder_options(config: PreTrainedConfig) -> dict[str, Any]:

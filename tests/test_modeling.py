@@ -1,6 +1,7 @@
 """What makes a Set-Encoder: its scores follow a definition, and depend on nothing else."""
 
 import json
+import math
 import random
 
 import pytest
@@ -40,17 +41,7 @@ def load(folder: str, interaction: str = "int", **kwargs):
 
 
 def defined_attention(
-    module,
-    query,
-    key,
-    value,
-    attention_mask=None,
-    scaling=None,
-    sliding_window=None,
-    *,
-    lengths=None,
-    position=None,
-    **_,
+    module, query, key, value, _mask=None, scaling=None, sliding_window=None, *, lengths, position, normalize, **_
 ):
     """One passage at a time, every key and value named; padded rows [passages, heads, longest, dim]."""
     output = torch.zeros_like(query)
@@ -61,6 +52,10 @@ def defined_attention(
         for t in range(length):
             seen = [n for n in range(len(keys)) if n >= length or sliding_window is None or abs(n - t) < sliding_window]
             weights = torch.stack([(query[i, :, t] * keys[n]).sum(-1) for n in seen]) * scaling
+            if normalize and position is not None:  # all interaction tokens, the passage's own among them, count as one
+                weights -= torch.tensor(
+                    [[math.log(len(lengths)) if n == position or n >= length else 0.0] for n in seen]
+                )
             weights = weights.softmax(0)[..., None]
             output[i, :, t] = (weights * torch.stack([values[n] for n in seen])).sum(0)
     return output.transpose(1, 2), None
@@ -93,6 +88,7 @@ def defined_scores(model, tokenizer, query: str, passages: list[str]) -> torch.T
             position_ids=torch.arange(longest).expand(len(rows), -1) + model.position_offset,
             lengths=lengths,
             position=position,
+            normalize=model.config.normalize_interaction,
             **(types if model.has_token_types else {}),
         ).last_hidden_state
     finally:
@@ -102,9 +98,10 @@ def defined_scores(model, tokenizer, query: str, passages: list[str]) -> torch.T
     return model.linear(states[:, 0])[:, 0]
 
 
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("interaction", INTERACTIONS)
-def test_scores_and_gradients_equal_the_definition(backbones, family, interaction):
-    model, tokenizer = load(backbones[family], interaction)
+def test_scores_and_gradients_equal_the_definition(backbones, family, interaction, normalize):
+    model, tokenizer = load(backbones[family], interaction, normalize_interaction=normalize)
     query, passages = "life cycle of the flea", make_passages(7)
     expected = defined_scores(model, tokenizer, query, passages)
     direction = torch.randn(7, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,70 @@
+"""What a recipe may say beside the fields of `TrainingArguments`."""
+
+from dataclasses import dataclass, field
+
+from .errors import InputError
+from .losses import LOSSES
+from .sampling import STRATEGIES
+
+
+@dataclass
+class ModelArguments:
+    """Which model to start from, and what to change of it; what is not given stays as the model has it."""
+
+    model: str = field(metadata={"help": "Folder or hub id: a plain backbone, or a Set-Encoder to train on."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the hub."})
+    interaction: str | None = field(
+        default=None,
+        metadata={"help": "The interaction token; none is a pointwise model.", "choices": ["int", "cls", "none"]},
+    )
+    depth: int | None = field(default=None, metadata={"help": "Passages per query that the model is meant for."})
+    sample_missing_passages: bool | None = field(
+        default=None,
+        metadata={"help": "In training, fill each list up to `depth` with drawn interaction tokens."},
+    )
+    normalize_interaction: bool | None = field(
+        default=None,
+        metadata={"help": "Let a list's interaction tokens weigh as one, so that list lengths may differ in use."},
+    )
+    query_length: int | None = field(default=None, metadata={"help": "Tokens kept of a query."})
+    passage_length: int | None = field(default=None, metadata={"help": "Tokens kept of a passage."})
+    attention_dropout: float | None = field(
+        default=None,
+        metadata={"help": "Dropout on attention weights; 0 lets training use the fused attention kernel."},
+    )
+    hidden_dropout: float | None = field(default=None, metadata={"help": "Dropout on hidden states."})
+
+
+@dataclass
+class DataArguments:
+    """Which lists to train and evaluate on, and with which loss."""
+
+    train_samples: list[str] = field(metadata={"help": "Folders that data_prep.build_samples made."})
+    eval_samples: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Folders with labels of relevance; their runs are re-ranked and measured in training."},
+    )
+    sampling: str = field(
+        default="random",
+        metadata={"help": "How passages of a list are chosen, anew each epoch.", "choices": list(STRATEGIES)},
+    )
+    sample_size: int = field(default=8, metadata={"help": "Passages of a list in training."})
+    sample_depth: int | None = field(default=None, metadata={"help": "Draw from each run down to this rank only."})
+    eval_depth: int = field(default=100, metadata={"help": "Passages re-ranked of each evaluation list."})
+    loss: str = field(default="ranknet", metadata={"help": "Training loss.", "choices": list(LOSSES)})
+    loss_temperature: float = field(default=1.0, metadata={"help": "Divides the scores in the loss."})
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after this many evaluations without a better `metric_for_best_model`."},
+    )
+    overwrite_output: bool = field(default=False, metadata={"help": "Start over where output_dir holds a training."})
+
+    def __post_init__(self) -> None:
+        if self.sample_size < 2:
+            raise InputError(f"`sample_size` must be at least 2 (one passage has no order), got {self.sample_size}")
+        if self.sample_depth is not None and self.sample_depth < 2:
+            raise InputError(f"`sample_depth` must be at least 2 (one passage has no order), got {self.sample_depth}")
+        if self.eval_depth < 1:
+            raise InputError(f"`eval_depth` must be at least 1 passage, got {self.eval_depth}")
+        if self.early_stopping_patience is not None and not self.eval_samples:
+            raise InputError("`early_stopping_patience` needs `eval_samples` to judge by")

@@ -1,0 +1,84 @@
+"""Recipes: flat JSON files whose values the command line overrides."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from .errors import InputError
+from .files import check_readable
+
+
+class RecipeParser(HfArgumentParser):
+    """An argument parser over dataclasses that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists every argument)")
+
+
+def parse_recipe(
+    dataclass_types: Sequence[Any], argv: Sequence[str], prog: str, defaults: dict[str, Any] | None = None
+) -> tuple[Any, ...]:
+    """Parse `[recipe.json] [--argument value ...]` into one object of each dataclass; `defaults` give way to both.
+
+    The recipe's values go through the same parser as words of a command line, before the command line's own: types
+    are checked alike, and what comes later wins. Raises `InputError` for a recipe that is no flat JSON object and for
+    an unknown name, in the recipe or on the command line, with the nearest one that exists.
+    """
+    parser = RecipeParser(list(dataclass_types), prog=prog, usage=f"{prog} RECIPE.json [--argument value ...]")
+    parser.allow_abbrev = False
+    names = [field.name for kind in dataclass_types for field in fields(kind) if field.init]
+    argv = list(argv)
+    words: list[str] = []
+    if argv and not argv[0].startswith("-"):
+        path = Path(argv.pop(0))
+        recipe = read_recipe(path, names)
+        words = recipe_words(recipe)
+        required = [action.dest for action in parser._actions if action.required]
+        if set(required) <= recipe.keys():  # what the recipe alone gets wrong is said of the recipe
+            try:
+                parser.parse_known_args(words)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        recipe_words(defaults or {}) + words + argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise InputError(f"{unknown[0]}: no such argument{nearest(unknown[0].lstrip('-').replace('-', '_'), names)}")
+    return tuple(parsed)
+
+
+def read_recipe(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Return a recipe's fields, all of which are in `names`."""
+    check_readable(path)
+    try:
+        recipe = json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}:{getattr(error, 'lineno', 1)}: not JSON ({error})") from None
+    if not isinstance(recipe, dict):
+        raise InputError(f"{path}: a recipe is one flat JSON object of fields and values")
+    for name in recipe:
+        if name not in names:
+            raise InputError(f"{path}: no field {name!r}{nearest(name, names)}")
+    return recipe
+
+
+def recipe_words(recipe: dict[str, Any]) -> list[str]:
+    """Return a recipe as the words of a command line."""
+    words = []
+    for name, value in recipe.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *(part if isinstance(part, str) else json.dumps(part) for part in values)]
+    return words
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return a hint at the name that was probably meant."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,155 @@
+"""Re-rank a TREC run with a Set-Encoder.
+
+    python -m setenc_hf.rerank --model M --run bm25.run --collection msmarco-passage/trec-dl-2019/judged \
+        --output reranked.run [--qrels qrels.txt --measures nDCG@10]
+
+Under `accelerate launch` the queries are shared out over the processes.
+"""
+
+import argparse
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from .collection import open_collection
+from .command import run_command
+from .errors import InputError
+from .measures import mean, parse_measures, per_query, run_scores
+from .trec import read_lists, read_qrels, write_run
+
+if TYPE_CHECKING:
+    from .scoring import QueryPassages
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def read_inputs(run: str, collection_name: str, depth: int, counts: Counter) -> "list[QueryPassages]":
+    """Return the lists to re-rank with their texts; count what has to be left out, and why."""
+    from .scoring import QueryPassages
+
+    collection = open_collection(collection_name)
+    lists = list(read_lists(run))
+    texts = collection.texts({line.doc_id for ranked in lists for line in ranked.lines[:depth]})
+    queries = collection.queries()
+    inputs = []
+    for query_id, lines in lists:
+        counts["passages left out: below --depth"] += max(len(lines) - depth, 0)
+        if query_id not in queries:
+            counts["lists left out: query unknown to the collection"] += 1
+            continue
+        doc_ids = [line.doc_id for line in lines[:depth]]
+        known = [doc_id for doc_id in doc_ids if doc_id in texts]
+        counts["passages left out: no text in the collection"] += len(doc_ids) - len(known)
+        if known:
+            inputs.append(QueryPassages(query_id, queries[query_id], known, [texts[doc_id] for doc_id in known]))
+        else:
+            counts["lists left out: no passage has a text"] += 1
+    if not inputs:
+        raise InputError(f"nothing to re-rank: {run} and {collection_name} share no query with a passage")
+    return inputs
+
+
+def rerank(args: argparse.Namespace) -> None:
+    """Re-rank and write; only the first process prints."""
+    measures = parse_measures(args.measures)
+    qrels = list(read_qrels(args.qrels)) if args.qrels else None
+    if Path(args.output).is_dir():
+        raise InputError(f"{args.output}: is a directory; name a file to write")
+    counts: Counter = Counter()
+    inputs = read_inputs(args.run, args.collection, args.depth, counts)
+
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+    from transformers.utils import logging
+
+    from .modeling import SetEncoderForReranking
+    from .scoring import score_lists
+    from .tokenization import SetEncoderTokenizer
+
+    logging.disable_progress_bar()
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    dtype = choose_dtype(args.dtype, state.device)
+    try:
+        model = SetEncoderForReranking.from_pretrained(args.model, dtype=dtype).to(state.device)
+        tokenizer = SetEncoderTokenizer.from_pretrained(args.model) if model.tokenizer is None else model.tokenizer
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {args.model!r} cannot be used: {error}") from None
+    if args.compile:
+        model.encoder.compile(dynamic=True)
+    mine = inputs[state.process_index :: state.num_processes]
+    start = time.perf_counter()
+    progress = tqdm(total=len(mine), desc="re-rank", unit=" lists", disable=None if state.is_main_process else True)
+
+    def advance() -> Iterator[tuple[str, list[tuple[str, float]]]]:
+        for query_id, doc_ids, scores in score_lists(model, tokenizer, mine):
+            progress.update()
+            yield query_id, list(zip(doc_ids, scores, strict=True))
+
+    if state.num_processes == 1:
+        lines = write_run(args.output, advance(), args.tag)
+    else:
+        rows = dict(gather_object(list(advance())))
+        if state.is_main_process:
+            lines = write_run(args.output, ((item.query_id, rows[item.query_id]) for item in inputs), args.tag)
+    seconds = time.perf_counter() - start
+    progress.close()
+    if not state.is_main_process:
+        return
+    for reason, count in sorted(counts.items()):
+        if count:
+            print(f"{count:>9,}  {reason}")
+    passages = sum(len(item.passages) for item in inputs)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 30 if sys.platform == "darwin" else 1 << 20)
+    print(
+        f"Re-ranked {len(inputs):,} lists ({lines:,} passages) in {seconds:.1f} s: {seconds / len(inputs):.3f} s a "
+        f"list, {passages / seconds:,.0f} passages a second; {str(dtype).removeprefix('torch.')} on {state.device}, "
+        f"peak memory {peak:.2f} GiB; wrote {args.output}"
+    )
+    if qrels is not None:
+        values = per_query(measures, qrels, run_scores(read_lists(args.output)))
+        print("  ".join(f"{name} {mean(queries):.4f}" for name, queries in values.items()))
+
+
+def choose_dtype(name: str, device: "object") -> "object":
+    """Return the torch type of a name; `auto` is bfloat16 where the device multiplies it faster, else float32."""
+    import torch
+
+    if name != "auto":
+        return getattr(torch, name)
+    if getattr(device, "type", "cpu") == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m setenc_hf.rerank", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--model", required=True, help="folder or hub id of a Set-Encoder")
+    add("--run", required=True, help="first-stage run (TREC, plain or .gz)")
+    add("--collection", required=True, help="an ir_datasets id or a folder: texts and queries")
+    add("--output", required=True, help="run to write (.gz is compressed)")
+    add("--depth", type=int, default=100, help="passages re-ranked of each list (default: %(default)s)")
+    add("--dtype", choices=DTYPES, default="auto", help="type of the weights (default: what the device does fastest)")
+    add("--compile", action="store_true", help="compile the encoder first: for long runs")
+    add("--qrels", help="judgements to measure the result by")
+    add("--measures", nargs="+", default=["nDCG@10"], help="names of ir_measures (default: nDCG@10)")
+    add("--tag", default="set-encoder", help="last column of the run (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.depth < 1:
+        raise InputError(f"--depth re-ranks at least 1 passage, got {args.depth}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    rerank(parse(argv))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,202 @@
+"""Fine-tune a Set-Encoder from a recipe.
+
+    accelerate launch -m setenc_hf.train recipes/stage1.json [--any_argument value]
+
+A recipe is a flat JSON file with fields of `TrainingArguments` and of `setenc_hf.arguments`; the command line
+overrides it. `--resume_from_checkpoint last` goes on where an interrupted training stopped.
+"""
+
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from .arguments import DataArguments, ModelArguments
+from .command import run_command
+from .errors import InputError
+from .lists import EvaluationLists, TrainingLists
+from .losses import LOSSES
+from .modeling import SetEncoderForReranking
+from .recipe import parse_recipe
+from .samples import ListwiseSamples
+from .tokenization import SetEncoderTokenizer
+from .trainer import ListwiseTrainer, ListwiseTrainingArguments
+
+logger = logging.getLogger(__name__)
+ARGUMENTS = (ModelArguments, DataArguments, ListwiseTrainingArguments)
+
+
+def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, ListwiseTrainingArguments]:
+    """Parse a recipe and what overrides it."""
+    # on CPUs several processes would each train alone if nobody said so
+    defaults = {} if torch.accelerator.is_available() else {"use_cpu": True}
+    try:
+        return parse_recipe(ARGUMENTS, argv, "python -m setenc_hf.train", defaults)  # type: ignore[return-value]
+    except (ValueError, ImportError) as error:  # what TrainingArguments refuses, in its own words
+        raise InputError(str(error)) from None
+
+
+def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoderTokenizer]:
+    """Open the model to start from, with what the recipe changes of it, and its tokenizer."""
+    names = ("interaction", "query_length", "passage_length")
+    overrides = {name: value for name, value in asdict(args).items() if value is not None}
+    name_or_path, revision = overrides.pop("model"), overrides.pop("model_revision", "main")
+    try:
+        model = SetEncoderForReranking.from_pretrained(name_or_path, revision=revision, **overrides)
+    except OSError as error:
+        raise InputError(f"model {name_or_path!r} cannot be opened: {error}") from None
+    settings = {name: getattr(model.config, name) for name in names}
+    tokenizer = model.tokenizer or SetEncoderTokenizer.from_pretrained(name_or_path, revision=revision, **settings)
+    model.tokenizer = tokenizer
+    return model, tokenizer
+
+
+def load_data(
+    args: DataArguments, tokenizer: SetEncoderTokenizer, training: ListwiseTrainingArguments
+) -> tuple[TrainingLists, dict[str, EvaluationLists]]:
+    """Open training and evaluation lists; the first process tokenises what has not been tokenised yet."""
+    with training.main_process_first(desc="tokenising the samples"):
+        train = TrainingLists(
+            [ListwiseSamples.open(folder) for folder in args.train_samples],
+            tokenizer,
+            strategy=args.sampling,
+            sample_size=args.sample_size,
+            depth=args.sample_depth,
+            seed=training.data_seed if training.data_seed is not None else training.seed,
+        )
+        evaluated = {
+            Path(folder).name: EvaluationLists(ListwiseSamples.open(folder), tokenizer, args.eval_depth)
+            for folder in args.eval_samples
+        }
+    if len(evaluated) < len(args.eval_samples):
+        raise InputError(f"`eval_samples` are told apart by their folders' names, which repeat: {args.eval_samples}")
+    check_labels(args, train)
+    check_shared_queries(train, evaluated)
+    return train, evaluated
+
+
+def check_labels(args: DataArguments, train: TrainingLists) -> None:
+    """Refuse labels that the loss or the sampling cannot use."""
+    for samples in train.samples:
+        kind = samples.labels_kind
+        if kind not in LOSSES[args.loss].needs:  # type: ignore[attr-defined]
+            needs = " or ".join(LOSSES[args.loss].needs)  # type: ignore[attr-defined]
+            raise InputError(f"loss {args.loss!r} needs labels of {needs}, {samples.folder} has labels of {kind}")
+        if args.sampling == "single_relevant" and kind != "relevance":
+            raise InputError(f"sampling 'single_relevant' needs labels of relevance, {samples.folder} has {kind}")
+
+
+def check_shared_queries(train: TrainingLists, evaluated: dict[str, EvaluationLists]) -> None:
+    """Refuse an evaluation set with queries that are trained on: its figures would mean nothing."""
+    texts = {text.strip().lower() for samples in train.samples for text in samples.samples["query"]}
+    for name, lists in evaluated.items():
+        shared = [text for text in lists.samples.samples["query"] if text.strip().lower() in texts]
+        if shared:
+            raise InputError(
+                f"evaluation set {name!r} shares {len(shared)} queries with the training samples (such as "
+                f"{shared[0]!r}); its figures would mean nothing: evaluate on other queries"
+            )
+
+
+def prepare_output(args: DataArguments, training: ListwiseTrainingArguments) -> str | None:
+    """Return the checkpoint to resume from, if any; refuse to write over an earlier training unasked."""
+    output, wish = Path(training.output_dir), training.resume_from_checkpoint
+    if wish and wish.lower() in ("last", "true"):
+        found = get_last_checkpoint(str(output)) if output.is_dir() else None
+        if found is None:
+            raise InputError(f"{output}: holds no checkpoint to resume from; leave out --resume_from_checkpoint")
+        return found
+    if wish:
+        if not Path(wish).is_dir():
+            raise InputError(f"{wish}: no such checkpoint folder")
+        return wish
+    if output.is_dir() and any(output.iterdir()):
+        if not args.overwrite_output:
+            raise InputError(
+                f"{output}: holds an earlier training; go on with --resume_from_checkpoint last, start over with "
+                "--overwrite_output, or choose another --output_dir"
+            )
+        if training.process_index == 0:
+            shutil.rmtree(output)
+    return None
+
+
+def describe(model: SetEncoderForReranking, train: TrainingLists, trainer: ListwiseTrainer, args: DataArguments) -> str:
+    """Return what is about to happen, in a few lines."""
+    training = trainer.args
+    weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    lists = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    left_out = "".join(f"\n  left out: {count:,} {reason}" for reason, count in train.left_out.items())
+    return (
+        f"model     {model.config.encoder_config.model_type}, {weights:,} trained weights, interaction "
+        f"{model.config.interaction!r}, {model.config.query_length} + {model.config.passage_length} tokens\n"
+        f"data      {len(train):,} lists, {args.sampling} {args.sample_size} passages each{left_out}\n"
+        f"training  loss {args.loss}, {lists} lists a step over {training.world_size} process(es) on {training.device}"
+    )
+
+
+def last_evaluation(trainer: ListwiseTrainer) -> dict[str, float]:
+    """Return the measures of the weights as they are now, where the last step has just evaluated them."""
+    if trainer.args.load_best_model_at_end:
+        return {}
+    history = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
+    return {name: value for entry in history for name, value in entry.items() if name.startswith("eval_")}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Train, evaluate and save; return the last evaluation's measures."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    model_args, data_args, training = parse(argv)
+    is_main = training.process_index == 0
+    logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
+    if training.world_size != int(os.environ.get("WORLD_SIZE", 1)):
+        raise InputError(
+            f"the launcher started {os.environ['WORLD_SIZE']} processes but {training.world_size} take part; on CPUs "
+            "pass --use_cpu true"
+        )
+    checkpoint = prepare_output(data_args, training)
+    set_seed(training.seed)  # the new head must be the same on every process
+    model, tokenizer = load_model(model_args)
+    train, evaluated = load_data(data_args, tokenizer, training)
+    callbacks = []
+    if data_args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(data_args.early_stopping_patience))
+    trainer = ListwiseTrainer(
+        model=model,
+        args=training,
+        loss=LOSSES[data_args.loss](temperature=data_args.loss_temperature),
+        train_dataset=train,
+        eval_dataset=(next(iter(evaluated.values())) if len(evaluated) == 1 else evaluated) or None,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    if is_main:
+        print(describe(model, train, trainer, data_args))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    measures = last_evaluation(trainer) or (trainer.evaluate() if evaluated else {})
+    trainer.save_model()
+    trainer.save_state()
+    if is_main:
+        output = Path(training.output_dir)
+        (output / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.json says the same to anyone
+        recipe = {**asdict(model_args), **asdict(data_args), **training.to_sanitized_dict()}
+        (output / "recipe.json").write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n", "utf-8")
+        figures = {"train_seconds": result.metrics["train_runtime"], "train_loss": result.training_loss, **measures}
+        (output / "results.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+        for name, value in figures.items():
+            print(f"{name:<28} {value:.4f}")
+        print(f"Saved the model to {output}")
+    return measures
+
+
+if __name__ == "__main__":
+    run_command(main)
