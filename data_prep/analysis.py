@@ -6,17 +6,16 @@ of ASCII take a short pattern that finds the same words nine times as fast.
 """
 
 import re
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
 
 from setenc_hf.errors import InputError
 
 MAX_WORD = 255  # Lucene's `maxTokenLength`: the scanner's buffer is full, and the rest begins a new token
 
-STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
-    "to was will with".split()
-)
+_STOP_WORDS = """a an and are as at be but by for if in into is it no not of on or such that the their then there these
+they this to was will with"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())  # those of Lucene's `EnglishAnalyzer`
 
 # In ASCII every run of letters, digits and underscores is one word, and a mark joins two letters or two digits.
 ASCII_WORD = re.compile(
@@ -29,7 +28,7 @@ BEYOND_ASCII = re.compile(r"(?<![!-~])[!-~]*+[^\x00-\x7F]\S*")
 class Analyzer:
     """`words(text)` splits; `term(word)` gives what is indexed for a word, `""` for a word that is dropped.
 
-    The two steps are apart because a collection has few distinct words: an index builder keeps `term`'s answers.
+    The two steps are apart because a collection has few distinct words: an index builder asks `term` once for each.
     """
 
     def __init__(self, words: Callable[[str], list[str]], term: Callable[[str], str]) -> None:
@@ -75,10 +74,13 @@ def split_words(text: str) -> list[str]:
     return words
 
 
-def _cut(word: str) -> list[str]:
-    if len(word) <= MAX_WORD:
-        return [word]
-    return [word[:MAX_WORD], *split_words(word[MAX_WORD:])]  # the rest may begin with a mark that joins nothing now
+def _cut(word: str) -> Iterator[str]:
+    """Yield what a scanner sees that holds 255 characters at most; each part begins where a word may begin."""
+    pattern = ASCII_WORD if word.isascii() else _unicode_word()
+    end = 0
+    while found := pattern.search(word[end : end + MAX_WORD + 1]):
+        yield found[0][:MAX_WORD]
+        end += found.start() + len(found[0][:MAX_WORD])
 
 
 def lower_case(word: str) -> str:
@@ -93,8 +95,9 @@ def _english_term() -> Callable[[str], str]:
         raise ImportError("English analysis needs nltk's stemmer: pip install 'setenc_hf[retrieval]'") from error
     stemmer = PorterStemmer(mode=PorterStemmer.MARTIN_EXTENSIONS)
 
+    @lru_cache(500_000)  # a stem costs a hundred times a look-up, and most words come again
     def term(word: str) -> str:
-        if word[-2:] in ("'s", "'S", "’s", "’S", "＇s", "＇S"):
+        if word[-1] in "sS" and word[-2:-1] in ("'", "\u2019", "\uff07"):
             word = word[:-2]
         word = lower_case(word)
         if word in STOP_WORDS:
@@ -123,14 +126,18 @@ def _unicode_word():
     joiner = f"(?:[{wb('ExtendNumLet')}]{marks})"
     mid_letter = f"[{wb('MidLetter', 'MidNumLet', 'Single_Quote')}]{marks}"
     mid_digit = f"[{wb('MidNum', 'MidNumLet', 'Single_Quote')}]{marks}"
-    after_hebrew = f"(?<=[{wb('Hebrew_Letter')}])(?:[{wb('Double_Quote')}]{marks}{hebrew}|[{wb('Single_Quote')}]{marks})"
+    after_hebrew = (
+        f"(?<=[{wb('Hebrew_Letter')}])(?:[{wb('Double_Quote')}]{marks}{hebrew}|[{wb('Single_Quote')}]{marks})"
+    )
     piece = (
         f"(?:{katakana}(?:{joiner}*{katakana})*"
         f"|(?:{digit}(?:(?:{joiner}*|{mid_digit}){digit})*"
         f"|{letter}(?:(?:{joiner}*|{mid_letter}){letter}|{after_hebrew})*)+)"
     )
     word = f"(?<![{wb('ExtendNumLet')}]){joiner}*+{piece}(?:{joiner}+{piece})*{joiner}*"
-    emoji_one = r"[[\p{Emoji}\p{Extended_Pictographic}]--[0-9#*\U0001F1E6-\U0001F1FF]]\p{Emoji_Modifier}?[\uFE0E\uFE0F]?"
+    emoji_one = (
+        r"[[\p{Emoji}\p{Extended_Pictographic}]--[0-9#*\U0001F1E6-\U0001F1FF]]\p{Emoji_Modifier}?[\uFE0E\uFE0F]?"
+    )
     emoji = (
         rf"[0-9#*]\uFE0F?\u20E3|[\U0001F1E6-\U0001F1FF]{{2}}"
         rf"|{emoji_one}(?:\u200D{emoji_one})*(?:[\U000E0020-\U000E007E]+\U000E007F)?"

@@ -49,7 +49,7 @@ WORKER_MEMORY = 300_000_000  # a worker before its first passage, with its cache
 
 
 def _decode_length(code: int) -> int:
-    """Return the length that Lucene's `SmallFloat.byte4ToInt` gives for a byte: exact to 39, then 4 significant bits."""
+    """Return the length that Lucene's `SmallFloat.byte4ToInt` gives for a byte: exact to 39, then to 4 bits."""
     if code < 24:
         return code
     shift = ((code - 24) >> 3) - 1
@@ -58,6 +58,11 @@ def _decode_length(code: int) -> int:
 
 
 LENGTHS = np.array([_decode_length(code) for code in range(256)], dtype=np.int64)  # [256], ascending
+
+
+def memory_of_range(characters: float) -> int:
+    """Return the bytes that a range of so many characters takes while it is read and indexed."""
+    return round(MEMORY_PER_CHARACTER * characters)
 
 
 class Range(NamedTuple):
@@ -160,30 +165,25 @@ def is_done(parts: Path, part: Range) -> bool:
 class TermIds(dict[str, int]):
     """Word -> the id of its term within one part, or -1 for a dropped word; filled as words are met."""
 
-    def __init__(self, terms: dict[str, str], analyzer: Analyzer) -> None:
-        self.terms, self.analyzer = terms, analyzer
+    def __init__(self, analyzer: Analyzer) -> None:
+        self.analyzer = analyzer
         self.ids: dict[str, int] = {}
 
     def __missing__(self, word: str) -> int:
-        term = self.terms.get(word)
-        if term is None:
-            term = self.terms[word] = self.analyzer.term(word)
+        term = self.analyzer.term(word)
         self[word] = number = self.ids.setdefault(term, len(self.ids)) if term else -1
         return number
 
 
 class PartBuilder:
-    """Turns ranges into parts; keeps the stems of all words it met."""
+    """Turns ranges into parts."""
 
     def __init__(self, analyzer: str, parts: Path) -> None:
         self.analyzer = open_analyzer(analyzer)
         self.parts = parts
-        self.terms: dict[str, str] = {}
 
     def __call__(self, part: Range) -> int:
-        if len(self.terms) > 1_000_000:  # a guard of the memory: rare words gather without end
-            self.terms.clear()
-        ids = TermIds(self.terms, self.analyzer)
+        ids = TermIds(self.analyzer)
         words = self.analyzer.words
         rows = [[ids[word] for word in words(text)] for text in part.texts]
         flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
