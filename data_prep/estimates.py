@@ -1,0 +1,88 @@
+"""What an index will need, told before it is built, from the number of passages and a sample of them."""
+
+import itertools
+import shutil
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+from setenc_hf.collection import Collection, Doc, IrDatasetsCollection, LocalCollection
+from setenc_hf.errors import InputError
+from setenc_hf.files import read_lines
+
+SAMPLE = 1000
+
+
+class Estimate(NamedTuple):
+    """Bytes that an index takes, and that its making takes at its widest."""
+
+    passages: int
+    disk: int
+    peak_disk: int
+    memory: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.passages:,} passages: about {size(self.disk)} of index, {size(self.peak_disk)} of disk and "
+            f"{size(self.memory)} of memory while it is built"
+        )
+
+
+def count_passages(collection: Collection) -> int | None:
+    """Return how many passages a collection holds, without parsing them; None where only reading them would tell."""
+    if isinstance(collection, LocalCollection):
+        return sum(1 for _, line in read_lines(collection.corpus_path) if line.strip())
+    if isinstance(collection, IrDatasetsCollection):
+        return collection.dataset.docs_count()
+    return None
+
+
+def sample_passages(collection: Collection) -> list[Doc]:
+    """Return the first passages of a collection."""
+    return list(itertools.islice(collection.docs(), SAMPLE))
+
+
+def estimate_bm25(collection: Collection, passages: int, analyzer: str, memory: int, num_proc: int) -> Estimate:
+    """Estimate a BM25 index from the distinct terms of a sample: 4 bytes a row, 1 a count, and the ids."""
+    from .analysis import open_analyzer
+    from .bm25_index import RANGE_DOCS, WORKER_MEMORY, memory_of_range
+
+    analyze = open_analyzer(analyzer).terms
+    sample = sample_passages(collection)
+    postings = fmean(len(set(analyze(doc.text))) for doc in sample)
+    ids = fmean(len(doc.doc_id.encode()) + 8 for doc in sample)
+    characters = fmean(len(doc.text) for doc in sample)
+    index = round(passages * (5 * postings + ids + 1))
+    in_flight = min(passages, RANGE_DOCS * (num_proc + 1))
+    needed = num_proc * WORKER_MEMORY + memory_of_range(in_flight * characters)
+    return Estimate(passages, index, round(2.2 * index), min(memory, round(needed)))
+
+
+def check_disk(folder: Path, estimate: Estimate) -> None:
+    """Raise `InputError` where the disk of `folder` cannot hold what is to be made."""
+    free = shutil.disk_usage(folder).free
+    if free < estimate.peak_disk:
+        raise InputError(f"{folder}: {size(free)} are free and about {size(estimate.peak_disk)} are needed")
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as people write it."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of `4GB`, `500MB` or a plain number; raises `InputError` on anything else."""
+    number, factor = text.strip().upper().removesuffix("B"), 1
+    if number and number[-1] in "KMGT":
+        number, factor = number[:-1], 1000 ** ("KMGT".index(number[-1]) + 1)
+    try:
+        count = round(float(number) * factor)
+    except (ValueError, OverflowError):
+        count = 0
+    if count <= 0:
+        raise InputError(f"a size is a number with KB, MB or GB, such as 4GB, got {text!r}")
+    return count

@@ -1,0 +1,102 @@
+"""What every index on disk shares: `index.json` with format, version and settings, texts in Arrow, workers."""
+
+import json
+import os
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from setenc_hf.collection import Collection, LocalCollection
+from setenc_hf.errors import InputError
+from setenc_hf.files import atomic_file, sha256
+
+INDEX_FILE = "index.json"
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a json file, whole or not at all."""
+    with atomic_file(path) as file:
+        json.dump(values, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a json object; raises `InputError` naming the file where it holds anything else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not json ({error}); remove the index and build it again") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: not a json object; remove the index and build it again")
+    return values
+
+
+def check_settings(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the json file `path` holds, or None where there is none; it must agree with `wanted`.
+
+    Raises `InputError` naming the first setting that differs: an index of other settings is never searched silently.
+    """
+    if not path.exists():
+        return None
+    found = read_json(path)
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise InputError(
+                f"{path}: made with {name} {found.get(name)!r}, this command has {value!r}; "
+                "name another --index-dir, or remove this one to build it anew"
+            )
+    return found
+
+
+def corpus_source(collection: Collection) -> dict[str, str]:
+    """Return what identifies a collection's passages alone, so that one index serves every set of queries over them."""
+    if isinstance(collection, LocalCollection):
+        return {collection.corpus_path.name: sha256(collection.corpus_path)}
+    import ir_datasets
+
+    return {"ir_datasets": ir_datasets.docs_parent_id(collection.name)}
+
+
+def write_texts(path: Path, texts: Iterable[str]) -> None:
+    """Write texts as one Arrow column that `read_texts` maps into memory."""
+    column = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
+    table = pa.table({"text": column})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_texts(path: Path) -> pa.LargeStringArray:
+    """Map the texts of `write_texts` into memory; nothing is read before it is asked for."""
+    column = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["text"]
+    return column.chunk(0) if column.num_chunks == 1 else pa.array([], pa.large_string())
+
+
+def map_array(path: Path) -> np.ndarray:
+    """Map an array of `np.save` into memory, read-only."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:  # an array without elements cannot be mapped
+        return np.load(path, allow_pickle=False)
+
+
+def worker_pool(num_proc: int, initializer: Any = None, initargs: tuple = ()) -> ProcessPoolExecutor:
+    """Return a pool of fresh processes (never forked: readers and thread pools do not survive a fork)."""
+    return ProcessPoolExecutor(num_proc, get_context("spawn"), _start_worker, (initializer, initargs))
+
+
+def _start_worker(initializer: Any, initargs: tuple) -> None:
+    def end_with_parent() -> None:  # a killed command must not leave workers that wait for ever
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    if initializer is not None:
+        initializer(*initargs)
