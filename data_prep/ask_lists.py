@@ -10,6 +10,7 @@ from .teacher import Teacher, TeacherList
 from .teacher_cost import LimitReached
 
 LISTS_PER_SLOT = 4  # lists in progress for every request in flight: enough that the last ones end together
+CONNECTION_INTERVAL = 0.01  # seconds; a small server drops a burst of new connections, and TCP retries after 1 s
 GIVE_UP_AFTER = 3  # windows in a row that no attempt could get answered: the server is gone, not the window
 
 
@@ -30,8 +31,9 @@ async def ask_lists(
     waiting = iter(lists)
     lost_in_a_row = 0
 
-    async def worker() -> None:
+    async def worker(number: int) -> None:
         nonlocal lost_in_a_row
+        await asyncio.sleep(min(number, concurrency) * CONNECTION_INTERVAL)
         for item in waiting:
             while request := teacher.advance(item):
                 if request.key in asking:
@@ -57,8 +59,8 @@ async def ask_lists(
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(concurrency * LISTS_PER_SLOT):
-                tasks.create_task(worker())
+            for number in range(concurrency * LISTS_PER_SLOT):
+                tasks.create_task(worker(number))
     except BaseExceptionGroup as group:
         raise _first(group, InputError, LimitReached, BaseException) from None
 

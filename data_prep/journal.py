@@ -9,6 +9,7 @@ Lines of JSON beside the output, only ever appended, each flushed and synced bef
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -49,6 +50,7 @@ class Journal:
         self.batches: dict[str, dict[str, Any]] = {}
         self.collected: set[tuple[str, str]] = set()  # (name of the batch, hash of the request)
         self.cut_line = False
+        self._one_at_a_time = threading.Lock()
         if read_only and not path.is_file():
             raise InputError(f"{path}: no such journal")
         if path.is_dir():
@@ -72,8 +74,7 @@ class Journal:
         """Note the settings of this job; raises `InputError` where they differ from the last ones, unless accepted."""
         self.check(settings, accept_changes)
         if self.settings != settings:
-            self._append({"type": "settings", "settings": settings})
-            self.settings = settings
+            self._add({"type": "settings", "settings": settings})
 
     def check(self, settings: dict[str, Any], accept_changes: bool) -> None:
         """Raise `InputError` naming every setting that differs from the journal's last ones, unless accepted."""
@@ -93,26 +94,24 @@ class Journal:
         row = {"type": "answer", "request": request, "query_id": query_id, "answer": answer.text}
         usage = {"prompt_tokens": answer.usage.prompt, "completion_tokens": answer.usage.completion}
         rest = {"finish_reason": answer.finish_reason, **usage, "seconds": round(answer.seconds, 3), **more}
-        self._append(row | rest)
-        self._note(row | rest)
+        self._add(row | rest)
 
     def add_unanswered(self, request: str, query_id: str, usage: Usage) -> None:
         """Keep that a request was sent and its answer lost; `usage` is what it may have cost."""
         counts = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion}
         row = {"type": "unanswered", "request": request, "query_id": query_id, **counts}
-        self._append(row)
-        self._note(row)
+        self._add(row)
 
     def add_batch(self, name: str, **state: Any) -> None:
         """Keep the state of a batch under our own name for it; later states replace earlier ones, key by key."""
-        row = {"type": "batch", "name": name, **state}
-        self._append(row)
-        self._note(row)
+        self._add({"type": "batch", "name": name, **state})
 
-    def _append(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def _add(self, row: dict[str, Any]) -> None:
+        with self._one_at_a_time:
+            self._file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._note(row)
 
     def _note(self, row: dict[str, Any]) -> None:
         if row["type"] == "settings":
