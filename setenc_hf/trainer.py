@@ -106,7 +106,9 @@ class ListwiseTrainer(Trainer):
         mine = []
         # each process makes as many forward passes as any other, which sharded weights need: the last round may
         # score a list a second time, and does not count it
-        for first in tqdm(range(0, len(dataset), world), desc="evaluate", disable=rank > 0 or None, leave=False):
+        for first in tqdm(
+            range(0, len(dataset), world), desc="evaluate", disable=self.args.disable_tqdm or rank > 0, leave=False
+        ):
             sample = dataset[min(first + rank, len(dataset) - 1)]
             batch = self._prepare_inputs(self.data_collator([sample]))
             labels = batch.pop("labels")

@@ -1,4 +1,4 @@
-"""`ir_measures` for people who live in the `evaluate` library: `evaluate.load("path/to/setenc_hf/ranking_measures")`."""
+"""`ir_measures` for people who live in the `evaluate` library: `evaluate.load(".../setenc_hf/ranking_measures")`."""
 
 import datasets
 import evaluate
