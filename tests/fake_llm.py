@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FakeLlm:
-    """`script` holds what the next requests get instead of an answer: a status with headers, "cut", "hang" or a text."""
+    """`script` holds what the next requests get instead: a status with its code and headers, "cut", "hang" or a text."""
 
     def __init__(self, script=(), latency=0.0):
         self.script, self.latency = deque(script), latency
@@ -56,7 +56,7 @@ class FakeLlm:
         batch["request_counts"] = {"total": total, "completed": len(good), "failed": len(bad)}
         batch["status"] = "completed"
 
-    def _handler(fake):  # noqa: N805, `self` is the request's handler below
+    def _handler(fake):
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 

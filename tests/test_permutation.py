@@ -75,7 +75,7 @@ def test_every_form_of_a_whole_ranking(answer):
         "[9] > [8]",
         "3",
         "<think>[1] > [2] > [3]",
-        "٣ > ١ > ٢",
+        "\u0663 > \u0661 > \u0662",
     ],
 )
 def test_what_is_no_ranking(answer):

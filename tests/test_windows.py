@@ -1,5 +1,7 @@
 """RankGPT's windows: every passage is seen, the best can climb from the bottom to the top, nothing is lost."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +37,7 @@ def test_windows_cover_every_list(num_passages, sizes):
     )
     assert starts == sorted(starts, reverse=True)
     assert len(set(starts)) == len(starts)
-    assert all(below - above <= stride for below, above in zip(starts, starts[1:]))
+    assert all(below - above <= stride for below, above in pairwise(starts))
 
 
 @given(st.integers(0, 120), SIZES, st.integers(1, 3), st.randoms(use_true_random=False))
