@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+MOST_CANDIDATES = 20  # chains looked at closely, the largest first: an endless babble takes no time
 REPAIRS = ("out of range", "repeated", "missing")
 
 
@@ -72,13 +73,15 @@ def parse_permutation(answer: str, num_passages: int) -> Ranking | None:
     text = THOUGHT.sub("", answer).replace("&gt;", ">")
     text = (_json_array(text) or text).translate(MARKS)
     text = ENUMERATOR.sub("", text).strip()
-    best, best_weight = None, 0
+    candidates = []
     for chain in (*_series(text), *_lines(text)):
-        named = {number for number in chain.identifiers if 1 <= number <= num_passages}
-        weight = len(named) * (2 if chain.arrows else 1)
-        if weight >= max(best_weight, 1) and _is_ranking(chain, text, len(named), num_passages):
-            best, best_weight = chain, weight
-    return _repair(best.identifiers, num_passages) if best else None
+        named = len({number for number in chain.identifiers if 1 <= number <= num_passages})
+        if named:
+            candidates.append((named * (2 if chain.arrows else 1), chain.start, named, chain))
+    for _, _, named, chain in sorted(candidates, reverse=True, key=lambda candidate: candidate[:2])[:MOST_CANDIDATES]:
+        if _is_ranking(chain, text, named, num_passages):
+            return _repair(chain.identifiers, num_passages)
+    return None
 
 
 def _json_array(text: str) -> str | None:
@@ -115,7 +118,8 @@ def _series(text: str) -> Iterator[Chain]:
                     chain = chain[:-1]
                 if any(ARROW.fullmatch(text, a.end(), b.start()) for a, b in pairwise(chain)):
                     yield _chain(chain, arrows=True)
-            elif _stands_alone(text, chain):
+            # a lone identifier ranks only in brackets and as the whole answer, a lone number never
+            elif (len(chain) > 1 or (len(found) == 1 and chain[0]["close"])) and _stands_alone(text, chain):
                 yield _chain(chain, arrows=False)
 
 
@@ -131,11 +135,11 @@ def _joined(text: str, left: re.Match[str], right: re.Match[str], joint: re.Patt
 
 def _stands_alone(text: str, chain: list[re.Match[str]]) -> bool:
     first, last = chain[0], chain[-1]
-    before, after = text[: first.start()].rpartition("\n")[2].rstrip(), text[last.end() :].partition("\n")[0]
-    after = ASIDE.sub("", after)
-    if len(chain) == 1 and not last["close"]:  # a lone number is no ranking, even as the whole answer
+    before = text[text.rfind("\n", 0, first.start()) + 1 : first.start()]
+    if not LEAD.search(before.rstrip()):
         return False
-    return LEAD.search(before) is not None and not re.search(r"[\w\[(]", after)
+    after = ASIDE.sub("", text[last.end() :].partition("\n")[0])
+    return not re.search(r"[\w\[(]", after)
 
 
 def _lines(text: str) -> Iterator[Chain]:

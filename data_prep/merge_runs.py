@@ -1,0 +1,63 @@
+"""Merge runs into one: `python -m data_prep.merge_runs --runs R1 R2 [R3 ...] --output R`.
+
+`rrf` is reciprocal-rank fusion (Cormack et al., SIGIR 2009): a passage scores the sum of 1 / (k + rank) over the runs
+that list it. `concatenate` puts the lists of a query one below the other, each passage where it comes first; runs of
+different queries simply come together.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from setenc_hf.command import run_command
+from setenc_hf.errors import InputError
+from setenc_hf.trec import read_lists, write_run
+
+METHODS = ("rrf", "concatenate")
+
+
+def fuse(lists: Sequence[Sequence[str]], k: float = 60) -> list[tuple[str, float]]:
+    """Return (doc_id, score), best first, of lists of document ids; ties go to what the earlier list ranks higher."""
+    scores: dict[str, float] = {}
+    for doc_ids in lists:
+        for rank, doc_id in enumerate(doc_ids, start=1):
+            scores[doc_id] = scores.get(doc_id, 0.0) + 1 / (k + rank)
+    return sorted(scores.items(), key=lambda pair: -pair[1])
+
+
+def concatenate(lists: Sequence[Sequence[str]]) -> list[tuple[str, float]]:
+    """Return (doc_id, score), best first: the lists in order, each document where it stands first."""
+    doc_ids = list(dict.fromkeys(doc_id for listed in lists for doc_id in listed))
+    return [(doc_id, float(len(doc_ids) - place)) for place, doc_id in enumerate(doc_ids)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.merge_runs", description=__doc__)
+    parser.add_argument("--runs", required=True, nargs="+", help="TREC runs to merge, at least two.")
+    parser.add_argument(
+        "--method", choices=METHODS, default=METHODS[0], help="How to merge the lists of a query (rrf)."
+    )
+    parser.add_argument("--k", type=float, default=60.0, help="The k of rrf (60): larger flattens the top ranks.")
+    parser.add_argument("--depth", type=int, help="Passages to keep per query (default: all).")
+    parser.add_argument("--tag", help="Tag of the run's lines (default: the method).")
+    parser.add_argument("--output", required=True, help="Run to write.")
+    args = parser.parse_args(argv)
+    if len(args.runs) < 2:
+        raise InputError("--runs needs at least two runs to merge")
+    if args.k < 0 or (args.depth is not None and args.depth < 1):
+        raise InputError("--k must be 0 or more and --depth at least 1")
+
+    lists: dict[str, list[list[str]]] = {}
+    for run in args.runs:
+        for query_id, lines in read_lists(run):
+            lists.setdefault(query_id, []).append([line.doc_id for line in lines])
+    merged = (
+        (query_id, (fuse(listed, args.k) if args.method == "rrf" else concatenate(listed))[: args.depth])
+        for query_id, listed in lists.items()
+    )
+    count = write_run(args.output, merged, args.tag or args.method)
+    shared = sum(len(listed) == len(args.runs) for listed in lists.values())
+    print(f"wrote {args.output}: {len(lists):,} queries, {shared:,} of them in every run, {count:,} lines")
+
+
+if __name__ == "__main__":
+    run_command(main)
