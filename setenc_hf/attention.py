@@ -26,8 +26,8 @@ class Run(NamedTuple):
 
     passage: int  # the first one's place
     token: int  # its first token
-    count: int
-    length: int
+    size: int  # how many passages
+    length: int  # tokens of each
 
 
 @dataclass
@@ -141,7 +141,7 @@ def list_slices(layout: SetLayout, cls_only: bool) -> Iterator[tuple[list[Run], 
     """Yield, list by list, its runs, the rows of its queries and the rows of its shared keys."""
     token = passage = shared = 0
     for runs, size in zip(layout.lists, layout.list_sizes):
-        tokens = sum(run.count * run.length for run in runs)
+        tokens = sum(run.size * run.length for run in runs)
         rows = slice(passage, passage + size) if cls_only else slice(token, token + tokens)
         kept = 0 if layout.interaction == "none" else max(size, layout.fill_to)
         yield runs, rows, slice(shared, shared + kept)
@@ -151,8 +151,8 @@ def list_slices(layout: SetLayout, cls_only: bool) -> Iterator[tuple[list[Run], 
 def query_rows(run: Run, cls_only: bool) -> slice:
     """Return the rows of a run's queries: one a passage where only `[CLS]` is computed, else all its tokens."""
     if cls_only:
-        return slice(run.passage, run.passage + run.count)
-    return slice(run.token, run.token + run.count * run.length)
+        return slice(run.passage, run.passage + run.size)
+    return slice(run.token, run.token + run.size * run.length)
 
 
 def by_passage(states: Tensor, count: int) -> Tensor:
@@ -162,7 +162,7 @@ def by_passage(states: Tensor, count: int) -> Tensor:
 
 def own_states(states: Tensor, run: Run, layout: SetLayout) -> Tensor:
     """View a run's own keys or values without the interaction token, which the shared part holds."""
-    rows = by_passage(states[run.token : run.token + run.count * run.length], run.count)
+    rows = by_passage(states[run.token : run.token + run.size * run.length], run.size)
     return rows if layout.interaction == "none" else rows[:, :, 1:]
 
 
@@ -178,13 +178,13 @@ class SplitAttention(torch.autograd.Function):
             for run in runs:
                 own = query_rows(run, cls_only)
                 part, part_lse = attend(
-                    by_passage(queries[own], run.count),
+                    by_passage(queries[own], run.size),
                     own_states(keys, run, layout),
                     own_states(values, run, layout),
                     scale=scale,
                 )
-                by_passage(output[own], run.count).copy_(part)
-                lse[own].unflatten(0, (run.count, -1)).copy_(part_lse.transpose(1, 2))
+                by_passage(output[own], run.size).copy_(part)
+                lse[own].unflatten(0, (run.size, -1)).copy_(part_lse.transpose(1, 2))
             if shared.stop == shared.start:
                 continue
             others, others_lse = attend(
@@ -228,8 +228,8 @@ class SplitAttention(torch.autograd.Function):
         for runs, rows, shared in list_slices(layout, cls_only):
             for run in runs:
                 own = query_rows(run, cls_only)
-                dq, dk, dv = part(own, run.count, own_states(keys, run, layout), own_states(values, run, layout))
-                by_passage(grad_queries[own], run.count).copy_(dq)
+                dq, dk, dv = part(own, run.size, own_states(keys, run, layout), own_states(values, run, layout))
+                by_passage(grad_queries[own], run.size).copy_(dq)
                 own_states(grad_keys, run, layout).copy_(dk)
                 own_states(grad_values, run, layout).copy_(dv)
             if shared.stop > shared.start:
@@ -261,9 +261,9 @@ def plain_attention(
     for runs, _, rows in list_slices(layout, cls_only):
         shared_keys, shared_values = (by_passage(states[rows], 1) for states in shared)
         for run in runs:
-            run_queries = by_passage(queries[query_rows(run, cls_only)], run.count)  # [passages, heads, rows, dim]
+            run_queries = by_passage(queries[query_rows(run, cls_only)], run.size)  # [passages, heads, rows, dim]
             own_keys, own_values = own_states(keys, run, layout), own_states(values, run, layout)
-            to_shared = run_queries @ shared_keys.mT.expand(run.count, -1, -1, -1) * scale - layout.discount(rows)
+            to_shared = run_queries @ shared_keys.mT.expand(run.size, -1, -1, -1) * scale - layout.discount(rows)
             weights = torch.cat([run_queries @ own_keys.mT * scale, to_shared], dim=-1)
             weights = weights.to(_accurate(weights.dtype))
             if window is not None:
@@ -285,10 +285,10 @@ def _outside_window(run: Run, first: int, num_keys: int, layout: SetLayout, wind
     is_far = (rows[:, None] - positions[None, :]).abs() >= window  # [rows, tokens]
     if layout.interaction == "none":
         return is_far[None, None]
-    hidden = torch.zeros(run.count, 1, len(rows), num_keys, dtype=torch.bool, device=layout.device)
+    hidden = torch.zeros(run.size, 1, len(rows), num_keys, dtype=torch.bool, device=layout.device)
     hidden[..., : run.length - 1] = is_far[:, 1:]
-    columns = run.length - 1 + run.passage - first + torch.arange(run.count, device=layout.device)
-    passages = torch.arange(run.count, device=layout.device)
+    columns = run.length - 1 + run.passage - first + torch.arange(run.size, device=layout.device)
+    passages = torch.arange(run.size, device=layout.device)
     hidden[passages, 0, :, columns] = is_far[:, 0]
     return hidden
 

@@ -15,6 +15,7 @@ from .packing import unpack
 from .tokenization import SetEncoderTokenizer
 
 FAMILIES = "BERT, ELECTRA, RoBERTa, XLM-RoBERTa, DistilBERT, ModernBERT"
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
 OWN_FIELDS = (
     "interaction",
     "depth",
@@ -74,7 +75,9 @@ class SetEncoderForReranking(PreTrainedModel):
 
         Raises `ValueError` for a backbone whose attention cannot be replaced, by name.
         """
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+        hub: dict[str, Any] = {
+            key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs
+        }
         if kwargs.get("config") is None:
             stored, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
             if stored.get("model_type") != SetEncoderConfig.model_type:
@@ -281,8 +284,8 @@ def cut_last_layer(encoder: PreTrainedModel) -> None:
     its residual; encoders without such a module compute the last layer whole.
     """
     layers = getattr(getattr(encoder, "encoder", None), "layer", None)
-    attention = getattr(layers[-1], "attention", None) if layers else None
-    if not hasattr(attention, "self") or not hasattr(attention, "output"):
+    attention: Any = getattr(layers[-1], "attention", None) if layers else None
+    if layers is None or not hasattr(attention, "self") or not hasattr(attention, "output"):
         return
     layouts: list[SetLayout] = []
 

@@ -68,7 +68,7 @@ def write_arrow(folder: Path, features: "Features", rows: Iterable[dict[str, Any
         for batch in batched(rows, ROWS_PER_BATCH):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
             count += len(batch)
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name}],
         "_fingerprint": fingerprint[:16],
         "_format_columns": None,

@@ -71,7 +71,7 @@ class SetEncoderTokenizer:
             interaction = "int" if stored["add_extra_token"] else "cls"
         given = {"interaction": interaction, "query_length": query_length, "passage_length": passage_length}
         stored.setdefault("passage_length", stored.get("doc_length"))
-        settings = {name: stored.get(name) if value is None else value for name, value in given.items()}
+        settings: dict[str, Any] = {name: stored.get(name) if value is None else value for name, value in given.items()}
         return cls(backend, **{name: value for name, value in settings.items() if value is not None})
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class RankingMeasures(evaluate.Metric):
                 raise ValueError(f"query {query_id!r} has two rows; give one row a query")
             if not len(ranked["doc_ids"]) == len(ranked["scores"]) == len(set(ranked["doc_ids"])):
                 raise ValueError(f"query {query_id!r}: `doc_ids` must be unique and align with `scores`")
-            order = sorted(range(len(ranked["scores"])), key=lambda place, s=ranked["scores"]: -s[place])
+            order = sorted(range(len(ranked["scores"])), key=[-score for score in ranked["scores"]].__getitem__)
             run[query_id] = {ranked["doc_ids"][place]: float(-rank) for rank, place in enumerate(order)}
             qrels[query_id] = dict(zip(judged["doc_ids"], judged["relevances"], strict=True))
         parsed = {name: ir_measures.parse_measure(name) for name in measures}

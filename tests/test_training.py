@@ -1,0 +1,292 @@
+"""Training: what a step sees, what a loss is divided by, and that a resumed run is the same run."""
+
+import json
+import math
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from data import make_collection, make_run
+from data_prep.build_samples import main as build_samples
+from setenc_hf.errors import InputError
+from setenc_hf.lists import EvaluationLists, ListwiseCollator, TrainingLists
+from setenc_hf.losses import RankNetLoss
+from setenc_hf.measures import compare, parse_measures
+from setenc_hf.modeling import SetEncoderForReranking
+from setenc_hf.samples import IGNORE_LABEL, ListwiseSamples
+from setenc_hf.scoring import QueryPassages, score_lists
+from setenc_hf.tokens import SampleTokens
+from setenc_hf.train import main as train
+from setenc_hf.trainer import ListwiseTrainer, ListwiseTrainingArguments
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("samples")
+    for name, seed in (("train", 0), ("dev", 7)):
+        collection = make_collection(folder / f"{name}-collection", seed=seed)
+        if name == "dev":
+            queries = collection / "queries.tsv"
+            queries.write_text("".join(f"q{n}\tthe {word} of dev\n" for n, word in enumerate("abcdef")))
+        run = make_run(collection, seed=seed)
+        words = ["--collection", str(collection), "--labels", "relevance", "--output", str(folder / name)]
+        build_samples(["--run", str(run), *words])
+    return folder
+
+
+def make_trainer(backbone, samples, tmp_path, batch_size=1, steps=4, accumulation=1, **kwargs):
+    torch.manual_seed(0)
+    changed = kwargs.pop("model", {})
+    model = SetEncoderForReranking.from_pretrained(backbone, query_length=8, passage_length=20, **changed)
+    args = ListwiseTrainingArguments(
+        output_dir=str(tmp_path / "out"),
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        max_steps=kwargs.pop("max_steps", steps),
+        logging_steps=1,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        **{"learning_rate": 1e-3, "save_strategy": "no", "measures": ["nDCG@10", "MRR@10"], **kwargs.pop("args", {})},
+    )
+    stored = ListwiseSamples.open(samples / "train")
+    return ListwiseTrainer(
+        model=model,
+        args=args,
+        loss=RankNetLoss(),
+        train_dataset=TrainingLists([stored], model.tokenizer, "random", 6),
+        eval_dataset=EvaluationLists(ListwiseSamples.open(samples / "dev"), model.tokenizer),
+        processing_class=model.tokenizer,
+        **kwargs,
+    )
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_training_lists_are_drawn_anew_each_epoch_and_the_same_again(backbones, samples):
+    tokenizer = SetEncoderForReranking.from_pretrained(backbones["bert"]).tokenizer
+    lists = TrainingLists([ListwiseSamples.open(samples / "train")], tokenizer, "random", 4)
+    first, again, later = lists[(0, 3)], lists[(0, 3)], lists[(1, 3)]
+    assert [ids.tolist() for ids in first["passage_ids"]] == [ids.tolist() for ids in again["passage_ids"]]
+    assert [ids.tolist() for ids in first["passage_ids"]] != [ids.tolist() for ids in later["passage_ids"]]
+    sample = lists.samples[0].samples[3]
+    texts = lists.samples[0].corpus[sample["passages"]]["text"]
+    labels = {text: label for text, label in zip(texts, sample["labels"])}
+    encoded = {tuple(tokenizer.encode_passages([text])[0]): label for text, label in labels.items()}
+    assert [encoded[tuple(ids.tolist())] for ids in first["passage_ids"]] == first["labels"].tolist()
+
+
+def test_lists_that_teach_nothing_are_left_out_and_counted(backbones, samples, tmp_path):
+    tokenizer = SetEncoderForReranking.from_pretrained(backbones["bert"]).tokenizer
+    collection = make_collection(tmp_path / "collection")
+    (tmp_path / "a.run").write_text("q0 Q0 d1 1 1 t\nq1 Q0 d1 1 2 t\nq1 Q0 d2 2 1 t\nq2 Q0 d1 1 2 t\nq2 Q0 d2 2 1 t\n")
+    (tmp_path / "qrels").write_text("q0 0 d1 1\nq1 0 d1 0\nq2 0 d1 1\n")
+    build_samples(
+        ["--run", str(tmp_path / "a.run"), "--collection", str(collection), "--labels", "relevance"]
+        + ["--qrels", str(tmp_path / "qrels"), "--output", str(tmp_path / "samples")]
+    )
+    lists = TrainingLists([ListwiseSamples.open(tmp_path / "samples")], tokenizer, "single_relevant", 4)
+    assert len(lists) == 1
+    assert lists.left_out == {"lists of a single passage": 1, "lists without a relevant passage": 1}
+    with pytest.raises(InputError, match="is one of top, random"):
+        TrainingLists([], tokenizer, "best", 4)
+
+
+def test_tokens_are_made_once(backbones, samples, monkeypatch):
+    tokenizer = SetEncoderForReranking.from_pretrained(backbones["bert"]).tokenizer
+    stored = ListwiseSamples.open(samples / "train")
+    tokens = SampleTokens.of(stored, tokenizer.backend)
+    assert len(tokens.passages) == len(stored.corpus)
+    for row, text in enumerate(stored.corpus["text"]):
+        assert tokens.passages[row].tolist() == tokenizer.encode_passages([text])[0]
+    monkeypatch.setattr("setenc_hf.tokens.write_tokens", None)
+    SampleTokens.of(stored, tokenizer.backend)
+
+
+def test_the_collator_aligns_labels_and_takes_text_or_tokens(backbones):
+    tokenizer = SetEncoderForReranking.from_pretrained(backbones["bert"]).tokenizer
+    texts = [{"query": "cat", "passages": ["lamp", "blue river"], "labels": [1.0, 0.0]},
+             {"query": "dog", "passages": ["a"], "labels": [2.0]}]  # fmt: skip
+    ids = [
+        {
+            "query_ids": np.array(tokenizer.encode_queries([s["query"]])[0], dtype=np.int32),
+            "passage_ids": [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_passages(s["passages"])],
+            "labels": np.array(s["labels"], dtype=np.float32),
+        }
+        for s in texts
+    ]
+    collator = ListwiseCollator(tokenizer)
+    by_text, by_ids = collator(texts), collator(ids)
+    assert by_text.keys() == by_ids.keys()
+    assert all(torch.equal(by_text[name], by_ids[name]) for name in by_text)
+    assert by_text["labels"].tolist() == [[1.0, 0.0], [2.0, IGNORE_LABEL]]
+    with pytest.raises(ValueError, match="2 passages has 1 labels"):
+        collator([{**texts[0], "labels": [1.0]}])
+
+
+def test_accumulating_four_steps_equals_one_batch_of_four(backbones, samples, tmp_path):
+    weights = []
+    for batch_size, accumulation in ((1, 4), (4, 1)):
+        trainer = make_trainer(
+            backbones["bert"], samples, tmp_path, batch_size, steps=2, accumulation=accumulation,
+            model={"attention_dropout": 0.0, "hidden_dropout": 0.0}, args={"optim": "sgd", "learning_rate": 0.1},
+        )  # fmt: skip
+        trainer.train()
+        weights.append((losses(trainer), trainer.model.linear.weight.detach().clone()))
+    assert weights[0][0] == pytest.approx(weights[1][0], rel=1e-4)
+    torch.testing.assert_close(weights[0][1], weights[1][1], atol=1e-5, rtol=1e-4)
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_is_the_uninterrupted_run(backbones, samples, tmp_path, workers):
+    args = {"save_strategy": "steps", "save_steps": 4, "dataloader_num_workers": workers}
+    whole = make_trainer(backbones["bert"], samples, tmp_path / "whole", max_steps=9, args=args)
+    whole.train()
+    first = make_trainer(backbones["bert"], samples, tmp_path / "cut", max_steps=9, args=args, callbacks=[StopAt(5)])
+    first.train()
+    assert len(losses(first)) == 5
+    resumed = make_trainer(backbones["bert"], samples, tmp_path / "cut", max_steps=9, args=args)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "out" / "checkpoint-4"))
+    assert losses(resumed) == losses(whole)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
+
+
+def test_evaluation_reranks_whole_lists_and_measures_over_all_judgements(backbones, samples, tmp_path):
+    trainer = make_trainer(backbones["bert"], samples, tmp_path)
+    metrics = trainer.evaluate()
+    dataset = trainer.eval_dataset
+    stored, run = dataset.samples, {}
+    for row in stored.samples:
+        places = [place for place, rank in enumerate(row["ranks"]) if rank > 0]
+        doc_ids = stored.doc_ids([row["passages"][place] for place in places])
+        texts = [stored.corpus[row["passages"][place]]["text"] for place in places]
+        (scored,) = score_lists(
+            trainer.model, trainer.processing_class, [QueryPassages(row["query_id"], row["query"], doc_ids, texts)]
+        )
+        run[row["query_id"]] = dict(zip(scored.doc_ids, scored.scores))
+        assert len(scored.scores) == 12
+    qrels = [ir_measures.Qrel(q.query_id, q.doc_id, q.relevance) for q in stored.qrels()]
+    measures = parse_measures(["nDCG@10", "MRR@10"])
+    expected = ir_measures.calc_aggregate(list(measures.values()), qrels, run)
+    for name, measure in measures.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(expected[measure], abs=1e-9)
+    assert math.isfinite(metrics["eval_loss"])
+    named = trainer.evaluate({"a": dataset, "b": dataset})
+    assert named["eval_a_nDCG@10"] == named["eval_b_nDCG@10"] == metrics["eval_nDCG@10"]
+
+
+def recipe(tmp_path, samples, backbone, **fields):
+    path = tmp_path / "recipe.json"
+    values = {
+        "model": backbone,
+        "passage_length": 20,
+        "query_length": 8,
+        "train_samples": [str(samples / "train")],
+        "eval_samples": [str(samples / "dev")],
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 4,
+        "learning_rate": "1e-4",
+        "sample_size": 6,
+        "report_to": "none",
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        **fields,
+    }
+    path.write_text(json.dumps(values))
+    return str(path)
+
+
+def test_the_command_trains_from_a_recipe_that_the_command_line_overrides(backbones, samples, tmp_path, capsys):
+    path = recipe(
+        tmp_path, samples, backbones["electra"], load_best_model_at_end=True, metric_for_best_model="nDCG@10",
+        early_stopping_patience=1, report_to="tensorboard",
+    )  # fmt: skip
+    metrics = train([path, "--max_steps", "6", "--loss", "listnet", "--save-steps", "2"])
+    printed = capsys.readouterr().out
+    assert "loss listnet" in printed
+    output = tmp_path / "out"
+    saved = json.loads((output / "recipe.json").read_text())
+    assert (saved["learning_rate"], saved["max_steps"], saved["loss"]) == (1e-4, 6, "listnet")
+    state = json.loads((output / "trainer_state.json").read_text())
+    assert state["best_metric"] == metrics["eval_nDCG@10"]
+    assert list(output.rglob("events.out.tfevents*"))
+    assert not (output / "training_args.bin").exists()
+    model = SetEncoderForReranking.from_pretrained(output)
+    assert model.config.passage_length == 20
+    with pytest.raises(InputError, match="holds an earlier training"):
+        train([path])
+    # stage 2 starts from what stage 1 saved
+    second = recipe(tmp_path, samples, str(output), output_dir=str(tmp_path / "two"))
+    train([second, "--max_steps", "1", "--eval_strategy", "no"])
+    assert (tmp_path / "two" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words", "message"),
+    [
+        ({"learning_rat": 1}, [], r"recipe.json: no field 'learning_rat'; did you mean 'learning_rate'?"),
+        ({"learning_rate": "fast"}, [], r"recipe.json: argument --learning_rate.*invalid float value: 'fast'"),
+        ({"max_steps": 1.5}, [], r"recipe.json: argument --max_steps.*invalid int value: '1.5'"),
+        ({"loss": "ranknett"}, [], r"recipe.json: argument --loss: invalid choice: 'ranknett'"),
+        ({}, ["--sample-siz", "3"], r"--sample-siz: no such argument; did you mean 'sample_size'?"),
+        ({"sample_size": 1}, [], "`sample_size` must be at least 2"),
+        ({"measures": ["nDCG@ten"]}, [], "'nDCG@ten' is no measure"),
+        ({"model": "/nowhere/at/all"}, [], "model '/nowhere/at/all' cannot be opened"),
+        ({"train_samples": ["/nowhere"]}, [], "/nowhere: no listwise samples"),
+        ({"resume_from_checkpoint": "last"}, [], "holds no checkpoint to resume from"),
+    ],
+)
+def test_a_wrong_recipe_is_one_clear_line(backbones, samples, tmp_path, fields, words, message):
+    path = recipe(tmp_path, samples, backbones["bert"], **fields)
+    with pytest.raises(InputError, match=message.replace("?", r"\?")) as error:
+        train([path, *words])
+    assert "\n" not in " ".join(str(error.value).split())
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_labels_that_the_loss_cannot_use_and_shared_queries_are_refused(backbones, samples, tmp_path):
+    collection = make_collection(tmp_path / "collection")
+    words = ["--collection", str(collection), "--labels", "rank", "--output", str(tmp_path / "teacher")]
+    build_samples(["--run", str(make_run(tmp_path)), *words])
+    path = recipe(tmp_path, samples, backbones["bert"], train_samples=[str(tmp_path / "teacher")], loss="infonce")
+    with pytest.raises(InputError, match="'infonce' needs labels of relevance, .*teacher has labels of rank"):
+        train([path])
+    path = recipe(tmp_path, samples, backbones["bert"], eval_samples=[str(samples / "train")])
+    with pytest.raises(InputError, match="shares 6 queries with the training samples"):
+        train([path])
+
+
+def test_comparison_of_runs():
+    run, baseline = {f"q{n}": 0.5 + 0.1 * (n % 3) for n in range(30)}, {f"q{n}": 0.5 for n in range(30)}
+    compared = compare(run, baseline)
+    assert compared.difference == pytest.approx(0.1)
+    assert 0.05 < compared.low < 0.1 < compared.high < 0.15
+    assert (compared.wins, compared.losses) == (20, 0)
+    assert compared.p_value < 0.001
+    assert compare(baseline, baseline).p_value == 1.0
+
+
+def test_every_recipe_parses():
+    from setenc_hf.train import parse
+
+    recipes = sorted((Path(__file__).parents[1] / "recipes").glob("*.json"))
+    assert len(recipes) >= 6
+    for path in recipes:
+        parse([str(path), "--bf16", "false"])
