@@ -127,8 +127,8 @@ def test_a_hang_ends_at_the_timeout_and_may_have_been_billed(data, capsys):
 def test_summary_counts_by_kind(data, capsys):
     with FakeLlm(["[1] > [1] > [99]", "no", "[2] > [1]"]) as fake:
         assert rank(data, fake, "--concurrency", 1) == 0
-    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line.strip())
-    lines = {name.strip(): value.strip() for name, value in lines.items()}
+    rows = (line.strip().partition("  ") for line in capsys.readouterr().out.splitlines())
+    lines = {name: value.strip() for name, _, value in rows}
     assert lines["windows answered"] == str(WINDOWS)
     assert lines["well-formed"] == str(WINDOWS - 2)
     assert lines["repaired"] == "2 (missing 2, out of range 1, repeated 1)"
