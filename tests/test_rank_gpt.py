@@ -112,7 +112,7 @@ def test_faults_change_nothing_and_no_window_is_asked_again_that_was_answered(da
         assert rank(data, fake, "--concurrency", 4) == 0
         assert len(fake.bodies) == WINDOWS + len(script)
         assert 1 < fake.max_in_flight <= 4
-    assert 7 in SLEPT
+    assert any(7 <= seconds <= 7.7 for seconds in SLEPT)
     assert (data / "teacher.run").read_bytes() == (data / "calm.run").read_bytes()
 
 

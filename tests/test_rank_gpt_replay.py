@@ -85,8 +85,8 @@ FAULTS = ("--rate-limit", 0.1, "--server-error", 0.1, "--hang", 0.03, "--cut", 0
 
 def test_under_faults_the_same_run_and_nothing_paid_twice(tmp_path, capsys):
     output = tmp_path / "teacher.run"
-    with replaying("bm25", *FAULTS, "--hang-seconds", 6) as address:
-        main(argv(address, "bm25", output, "--concurrency", 16, "--timeout", 4, "--attempts", 6))
+    with replaying("bm25", *FAULTS, "--hang-seconds", 4) as address:
+        main(argv(address, "bm25", output, "--concurrency", 16, "--timeout", 2.5, "--attempts", 6))
         counts = stats(address)
     assert orders(output) == recorded("bm25")
     assert counts["paid"] == {"windows": 387, "total": 387, "max": 1}
