@@ -147,7 +147,7 @@ def test_a_list_without_a_ranking_is_left_out_and_named(data, capsys):
     assert failed.startswith("q7\tno ranking in 3 answers")
     assert "1 lists failed and are not in the run" in capsys.readouterr().err
     with FakeLlm() as fake:  # nothing is asked again, unless more attempts are allowed
-        assert rank(data, fake) == 3
+        assert rank(data, fake, "--attempts", 3) == 3
         assert fake.bodies == []
         assert rank(data, fake, "--attempts", 4) == 0
         assert len(fake.bodies) == 1
