@@ -16,6 +16,7 @@ from setenc_hf.errors import InputError
 from .analysis import open_analyzer
 from .bm25_index import FORMAT, LENGTHS, VERSION
 from .index_files import INDEX_FILE, check_settings, map_array, read_texts
+from .ranking import nth_best, rank
 
 
 class Bm25Searcher:
@@ -68,29 +69,20 @@ class Bm25Searcher:
                 freqs = self.freqs[where].astype(np.float32, copy=False)
                 scores[docs] += weight - weight / (np.float32(1) + freqs * self.norms[docs])
                 found.append(docs)
-        rows, best = _best(scores, found, depth)
+        rows = _contenders(scores, found, depth)
+        best = scores[rows].astype(np.float32)
         for docs in found:
             scores[docs] = 0
-        ranked = sorted(zip(self.doc_ids.take(rows).to_pylist(), best.tolist()), key=lambda pair: (-pair[1], pair[0]))
-        return ranked[:depth]
+        return rank(self.doc_ids, rows, best, depth)
 
 
-def _best(scores: np.ndarray, found: list[np.ndarray], depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the `depth` best scores and of all that tie with the last, with their scores in float32.
+def _contenders(scores: np.ndarray, found: list[np.ndarray], depth: int) -> np.ndarray:
+    """Return rows among which are the `depth` best and all that tie with the last of them.
 
     The depth-th best score among the passages of one term is a lower bound of the depth-th best of all, so that only
     few passages need to be gathered and sorted.
     """
     long = min((docs for docs in found if len(docs) >= depth), key=len, default=None)
-    bound = np.float32(0) if long is None else _nth_best(scores[long].astype(np.float32), depth)
+    bound = np.float32(0) if long is None else nth_best(scores[long].astype(np.float32), depth)
     kept = [docs[scores[docs].astype(np.float32) >= bound] for docs in found]
-    rows = np.unique(np.concatenate(kept)) if kept else np.zeros(0, np.int32)
-    best = scores[rows].astype(np.float32)
-    if len(rows) > depth:
-        above = best >= _nth_best(best, depth)
-        rows, best = rows[above], best[above]
-    return rows, best
-
-
-def _nth_best(values: np.ndarray, n: int) -> np.float32:
-    return np.partition(values, len(values) - n)[len(values) - n]
+    return np.unique(np.concatenate(kept)) if kept else np.zeros(0, np.int32)

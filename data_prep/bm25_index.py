@@ -34,6 +34,7 @@ from .analysis import Analyzer, open_analyzer
 from .index_files import (
     INDEX_FILE,
     check_settings,
+    check_unique,
     corpus_source,
     map_array,
     read_texts,
@@ -230,7 +231,7 @@ def merge_parts(parts: Path, folder: Path) -> dict[str, int]:
     """Merge all parts into the index's files and return its counts; begun anew after an interruption."""
     folders = sorted(path for path in parts.iterdir() if path.is_dir() and not path.name.startswith("."))
     doc_ids = pa.concat_arrays([read_texts(path / "doc_ids.arrow") for path in folders])
-    _check_unique(doc_ids)
+    check_unique(doc_ids)
     write_texts(folder / "doc_ids.arrow", doc_ids)
     part_terms = [read_texts(path / "terms.arrow") for path in folders]
     coded = pa.concat_arrays(part_terms).dictionary_encode()
@@ -280,15 +281,3 @@ def merge_parts(parts: Path, folder: Path) -> dict[str, int]:
 
 def _new_array(path: Path, dtype: type[np.generic], size: int) -> np.memmap:
     return np.lib.format.open_memmap(path, "w+", dtype, (size,))
-
-
-def _check_unique(doc_ids: pa.LargeStringArray) -> None:
-    counts = doc_ids.value_counts()
-    double = pc.filter(counts.field("values"), pc.greater(counts.field("counts"), 1))
-    if len(double):
-        doc_id = double[0].as_py()
-        rows = pc.indices_nonzero(pc.equal(doc_ids, doc_id)).to_pylist()
-        raise InputError(
-            f"document {doc_id!r} stands {len(rows)} times in the collection (passages {rows[0] + 1} and "
-            f"{rows[1] + 1}); an id names one passage"
-        )

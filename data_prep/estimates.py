@@ -1,14 +1,19 @@
 """What an index will need, told before it is built, from the number of passages and a sample of them."""
 
+from __future__ import annotations
+
 import itertools
 import shutil
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from setenc_hf.collection import Collection, Doc, IrDatasetsCollection, LocalCollection
 from setenc_hf.errors import InputError
 from setenc_hf.files import read_lines
+
+if TYPE_CHECKING:
+    from .late_interaction import LateInteractionEncoder
 
 SAMPLE = 1000
 
@@ -56,6 +61,21 @@ def estimate_bm25(collection: Collection, passages: int, analyzer: str, memory: 
     in_flight = min(passages, RANGE_DOCS * (num_proc + 1))
     needed = num_proc * WORKER_MEMORY + memory_of_range(in_flight * characters)
     return Estimate(passages, index, round(2.2 * index), min(memory, round(needed)))
+
+
+def estimate_colbert(collection: Collection, passages: int, encoder: LateInteractionEncoder, bits: int) -> Estimate:
+    """Estimate an index of token vectors: `bits` a dimension (16: uncompressed), a centroid each and its list entry."""
+    from .colbert_index import CHUNK_PASSAGES
+    from .residual_codec import PRODUCTS_AT_ONCE, SAMPLES_PER_CENTROID, centroids_for
+
+    sample = sample_passages(collection)
+    vectors = fmean(encoder.count_vectors([doc.text for doc in sample]))
+    ids = fmean(2 * len(doc.doc_id.encode()) + 16 for doc in sample)
+    index = passages * (vectors * (encoder.dim * bits / 8 + (0 if bits == 16 else 8)) + ids + 4)
+    memory = 4 * encoder.dim * vectors * min(passages, CHUNK_PASSAGES) * 3 + 1_000_000_000
+    if bits < 16:
+        memory += 8 * encoder.dim * SAMPLES_PER_CENTROID * centroids_for(passages * vectors) + 4 * PRODUCTS_AT_ONCE
+    return Estimate(passages, round(index), round(index), round(memory))
 
 
 def check_disk(folder: Path, estimate: Estimate) -> None:

@@ -77,6 +77,21 @@ def read_texts(path: Path) -> pa.LargeStringArray:
     return column.chunk(0) if column.num_chunks == 1 else pa.array([], pa.large_string())
 
 
+def check_unique(doc_ids: pa.LargeStringArray) -> None:
+    """Raise `InputError` naming an id that stands twice, and where."""
+    import pyarrow.compute as pc
+
+    counts = doc_ids.value_counts()
+    double = pc.filter(counts.field("values"), pc.greater(counts.field("counts"), 1))
+    if len(double):
+        doc_id = double[0].as_py()
+        rows = pc.indices_nonzero(pc.equal(doc_ids, doc_id)).to_pylist()
+        raise InputError(
+            f"document {doc_id!r} stands {len(rows)} times in the collection (passages {rows[0] + 1} and "
+            f"{rows[1] + 1}); an id names one passage"
+        )
+
+
 def map_array(path: Path) -> np.ndarray:
     """Map an array of `np.save` into memory, read-only."""
     try:

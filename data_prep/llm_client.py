@@ -20,6 +20,7 @@ from .teacher_cost import Budget, Usage
 from .tokens import TokenCounter
 
 OPENAI = "https://api.openai.com/v1"
+LONGEST_BACKOFF = 16.0  # seconds between two requests where the server names no time
 LONGEST_WAIT = 600.0  # seconds; a server that says "come back tomorrow" should end the job, not hold it
 REFUSED_PROMPT = ("content_filter", "content_policy_violation")
 
@@ -144,7 +145,7 @@ class LlmClient:
 
     def _judge(self, error: Exception, attempt: int) -> tuple[str, float]:
         """Return why to ask again and after how many seconds; raises `InputError` where asking again is of no use."""
-        backoff = min(60.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
+        backoff = min(LONGEST_BACKOFF, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
         if isinstance(error, TimeoutError | self.openai.APITimeoutError):
             return "time-out", backoff
         if isinstance(error, self.openai.APIConnectionError):
@@ -159,7 +160,7 @@ class LlmClient:
             wait = retry_after(error.response.headers)  # type: ignore[attr-defined]
             if wait > LONGEST_WAIT:
                 raise InputError(f"{status}: {self.base_url} asks to wait {wait:.0f} s; run the same command then")
-            return str(status), max(wait, backoff)
+            return str(status), wait * random.uniform(1.0, 1.1) if wait else backoff
         raise InputError(stop_reason(status, error, self.base_url))
 
 

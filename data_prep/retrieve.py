@@ -1,6 +1,8 @@
 """First-stage retrieval: index a collection and search it for its queries.
 
     python -m data_prep.retrieve --collection C --retriever bm25 --index-dir D --depth 1000 --output bm25.run
+    python -m data_prep.retrieve --collection C --retriever colbert --index-dir D2 --depth 200 --output colbert.run
+    accelerate launch -m data_prep.retrieve --retriever colbert ...  # encodes on all GPUs of the machine
 
 An interrupted command, killed at any moment, goes on where it stopped when it is given again, to the same bytes.
 """
@@ -18,8 +20,11 @@ from setenc_hf.collection import Collection, open_collection
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
 
-from .estimates import check_disk, count_passages, estimate_bm25, parse_size
-from .run_blocks import RunCounts, search_in_blocks, select_queries
+from .estimates import check_disk, count_passages, estimate_bm25, estimate_colbert, parse_size
+from .run_blocks import Query, RunCounts, search_in_blocks, select_queries
+
+EXACT_UP_TO = 50_000
+PROBES, CANDIDATES = 8, 2000
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,38 +34,57 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--collection", required=True, help="a folder with corpus and queries, or an ir_datasets id")
-    add("--retriever", required=True, choices=["bm25"], help="what scores the passages")
+    add("--retriever", required=True, choices=["bm25", "colbert"], help="what scores the passages")
     add("--index-dir", required=True, type=Path, help="the index: built there unless it is there already")
     add("--depth", type=int, default=1000, help="passages kept per query (default 1000)")
     add("--output", required=True, type=Path, help="the run to write, TREC; `.gz` is compressed")
     add("--query-ids", type=Path, help="search only the queries this file names, one id a line")
-    add("--memory", default="4GB", help="what indexing may take, over all processes (default 4GB)")
     add("--num-proc", type=int, default=os.cpu_count() or 1, help="processes to index and threads to search with")
-    bm25 = made.add_argument_group("bm25")
-    bm25.add_argument("--analyzer", default="english", help="english (Lucene's), standard or whitespace")
-    bm25.add_argument("--k1", type=float, default=0.9, help="how slowly a term's count saturates (default 0.9)")
-    bm25.add_argument("--b", type=float, default=0.4, help="how much length counts, 0 to 1 (default 0.4)")
+    bm25 = made.add_argument_group("bm25").add_argument
+    bm25("--memory", default="4GB", help="what indexing may take, over all processes (default 4GB)")
+    bm25("--analyzer", default="english", help="english (Lucene's), standard or whitespace")
+    bm25("--k1", type=float, default=0.9, help="how slowly a term's count saturates (default 0.9)")
+    bm25("--b", type=float, default=0.4, help="how much length counts, 0 to 1 (default 0.4)")
+    colbert = made.add_argument_group("colbert").add_argument
+    colbert("--model", default="colbert-ir/colbertv2.0", help="a folder or hub id (default colbert-ir/colbertv2.0)")
+    colbert("--doc-length", type=int, help="tokens kept of a passage (default: the checkpoint's)")
+    colbert("--batch-size", type=int, default=64, help="passages encoded together (default 64)")
+    colbert("--engine", choices=["auto", "exact", "plaid"], default="auto",
+            help="exact keeps every vector in 16 bits and scores every passage; plaid compresses; auto (default)\n"
+                 f"is exact up to {EXACT_UP_TO:,} passages")  # fmt: skip
+    colbert("--bits", type=int, choices=[1, 2, 4], default=4, help="bits a dimension, engine plaid (default 4)")
+    colbert("--probes", type=int, default=PROBES, help=f"centroids each query token looks up (default {PROBES})")
+    colbert("--candidates", type=int, default=CANDIDATES,
+            help=f"passages scored with restored vectors, at least 4 x depth (default {CANDIDATES:,})")  # fmt: skip
+    colbert("--append", action="store_true", help="add the passages of another collection to the index")
+    colbert("--check-recall", type=int, metavar="N", default=0,
+            help="report how far the lists of the first N queries overlap with exact search;\n"
+                 "encodes the collection once more")  # fmt: skip
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Index, search, write the run and say what it holds."""
     args = parser().parse_args(argv)
-    if args.depth < 1 or args.num_proc < 1:
-        raise InputError(f"--depth and --num-proc are at least 1, got {args.depth} and {args.num_proc}")
+    for name in ("depth", "num_proc", "batch_size", "probes", "candidates"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is at least 1, got {getattr(args, name)}")
     collection = open_collection(args.collection)
     queries = select_queries(collection, args.query_ids)
     if args.output.is_dir():
         raise InputError(f"{args.output}: is a directory; name a file to write")
     args.index_dir.mkdir(parents=True, exist_ok=True)
-    counts = retrieve_bm25(collection, queries, args)
+    retrieve = retrieve_bm25 if args.retriever == "bm25" else retrieve_colbert
+    counts = retrieve(collection, queries, args)
+    if counts is None:  # one of several processes that encoded; the first of them searches and reports
+        return
     print(
         f"{args.output}: {counts.lines:,} lines for {counts.queries - counts.without_hits:,} of {counts.queries:,} "
         f"queries ({counts.without_hits:,} without hits), depth {args.depth}"
     )
 
 
-def retrieve_bm25(collection: Collection, queries: list[tuple[str, str]], args: argparse.Namespace) -> RunCounts:
+def retrieve_bm25(collection: Collection, queries: list[Query], args: argparse.Namespace) -> RunCounts:
     """Build the index where it is missing, and search it."""
     from .bm25 import Bm25Searcher
     from .bm25_index import build_bm25
@@ -80,18 +104,69 @@ def retrieve_bm25(collection: Collection, queries: list[tuple[str, str]], args: 
     settings = read_json(args.index_dir / INDEX_FILE) | {"k1": args.k1, "b": args.b, "depth": args.depth}
     with ThreadPoolExecutor(args.num_proc) as threads, progress_bar("searching", "queries", len(queries)) as progress:
 
-        def search(block: Sequence[tuple[str, str]]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+        def search(block: Sequence[Query]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
             return threads.map(lambda query: (query[0], searcher.search(query[1], args.depth)), block)
 
         return search_in_blocks(args.output, queries, search, settings, "bm25", progress=progress)
 
 
+def retrieve_colbert(collection: Collection, queries: list[Query], args: argparse.Namespace) -> RunCounts | None:
+    """Encode and index what is missing, and search it; None in all processes but the first."""
+    import torch
+    from transformers.utils import logging
+
+    from .colbert import ColbertSearcher, overlap, search_collection
+    from .colbert_index import PLAN_FILE, build_colbert, process_rank
+    from .index_files import INDEX_FILE, read_json
+    from .late_interaction import LateInteractionEncoder
+
+    number, processes = process_rank()
+    torch.set_num_threads(max(args.num_proc // processes, 1))
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    logging.set_verbosity_error()  # the projection is not part of the encoder, which transformers would report
+    logging.disable_progress_bar()
+    encoder = LateInteractionEncoder(args.model, device, args.doc_length)
+    passages, engine = None, args.engine
+    begun = args.index_dir / PLAN_FILE
+    if engine == "auto" and begun.exists():
+        engine = read_json(begun).get("engine")
+    if args.append or not (args.index_dir / INDEX_FILE).exists():
+        passages = count_passages(collection)
+        if engine == "auto":
+            engine = "exact" if passages is not None and passages <= EXACT_UP_TO else "plaid"
+        if passages and number == 0:
+            estimate = estimate_colbert(collection, passages, encoder, 16 if engine == "exact" else args.bits)
+            print(f"engine {engine}: {estimate}", file=sys.stderr)
+            check_disk(args.index_dir, estimate)
+    options = {"engine": engine, "bits": args.bits, "append": args.append, "batch_size": args.batch_size}
+    with progress_bar("encoding", "passages", passages, number == 0) as progress:
+        build_colbert(collection, args.index_dir, encoder, **options, progress=progress)
+    if number:
+        return None
+    searcher = ColbertSearcher(args.index_dir, args.probes, args.candidates)
+    settings = read_json(args.index_dir / INDEX_FILE) | {"probes": args.probes, "candidates": args.candidates}
+    with progress_bar("searching", "queries", len(queries)) as progress:
+
+        def search(block: Sequence[Query]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+            vectors = encoder.encode_queries([text for _, text in block])
+            return zip([query_id for query_id, _ in block], searcher.search(vectors, args.depth))
+
+        settings |= {"depth": args.depth}
+        counts = search_in_blocks(args.output, queries, search, settings, "colbert", progress=progress)
+    if args.check_recall:
+        vectors = encoder.encode_queries([text for _, text in queries[: args.check_recall]])
+        exact = search_collection(collection, encoder, vectors, args.depth)
+        parts = [overlap(*lists) for lists in zip(searcher.search(vectors, args.depth), exact)]
+        print(f"overlap with exact search at {args.depth}: {sum(parts) / len(parts):.4f} over {len(parts)} queries")
+    return counts
+
+
 @contextmanager
-def progress_bar(what: str, unit: str, total: int | None) -> Iterator[Any]:
+def progress_bar(what: str, unit: str, total: int | None, shown: bool = True) -> Iterator[Any]:
     """Show rate and time left on standard error; gives the function to tell how many more are done."""
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit=f" {unit}", total=total, unit_scale=True, disable=None) as bar:
+    with tqdm(desc=what, unit=f" {unit}", total=total, unit_scale=True, disable=None if shown else True) as bar:
         yield bar.update
 
 

@@ -68,7 +68,7 @@ class Teacher:
     journal: Journal | None
     temperature: float | None = 0.0
     answer_tokens: int = 384
-    attempts: int = 3
+    attempts: int = 5
     limit_name: str = "max_tokens"
     outcomes: Outcomes = field(default_factory=Outcomes)
 

@@ -45,7 +45,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     model.add_argument("--structured-output", action="store_true", help="Have the server enforce a JSON answer.")
     model.add_argument("--tokenizer", help="Hub id or folder to count tokens with (default: 4 bytes a token).")
-    model.add_argument("--attempts", type=_count, default=3, help="Times a window without a ranking is asked (3).")
+    model.add_argument("--attempts", type=_count, default=5, help="Times a window without a ranking is asked (5).")
 
     job = parser.add_argument_group("the job")
     job.add_argument("--concurrency", type=_count, default=8, help="Requests in flight (8).")

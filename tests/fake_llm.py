@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FakeLlm:
-    """`script` holds what the next requests get instead: a status with its code and headers, "cut", "hang" or a text."""
+    """`script` holds what the next requests get instead: a status, its code, headers, "cut", "hang" or a text."""
 
     def __init__(self, script=(), latency=0.0):
         self.script, self.latency = deque(script), latency

@@ -112,7 +112,7 @@ def test_faults_change_nothing_and_no_window_is_asked_again_that_was_answered(da
         assert rank(data, fake, "--concurrency", 4) == 0
         assert len(fake.bodies) == WINDOWS + len(script)
         assert 1 < fake.max_in_flight <= 4
-    assert 7 in SLEPT
+    assert any(7 <= seconds <= 7.7 for seconds in SLEPT)
     assert (data / "teacher.run").read_bytes() == (data / "calm.run").read_bytes()
 
 
@@ -127,8 +127,8 @@ def test_a_hang_ends_at_the_timeout_and_may_have_been_billed(data, capsys):
 def test_summary_counts_by_kind(data, capsys):
     with FakeLlm(["[1] > [1] > [99]", "no", "[2] > [1]"]) as fake:
         assert rank(data, fake, "--concurrency", 1) == 0
-    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line.strip())
-    lines = {name.strip(): value.strip() for name, value in lines.items()}
+    rows = (line.strip().partition("  ") for line in capsys.readouterr().out.splitlines())
+    lines = {name: value.strip() for name, _, value in rows}
     assert lines["windows answered"] == str(WINDOWS)
     assert lines["well-formed"] == str(WINDOWS - 2)
     assert lines["repaired"] == "2 (missing 2, out of range 1, repeated 1)"
@@ -147,7 +147,7 @@ def test_a_list_without_a_ranking_is_left_out_and_named(data, capsys):
     assert failed.startswith("q7\tno ranking in 3 answers")
     assert "1 lists failed and are not in the run" in capsys.readouterr().err
     with FakeLlm() as fake:  # nothing is asked again, unless more attempts are allowed
-        assert rank(data, fake) == 3
+        assert rank(data, fake, "--attempts", 3) == 3
         assert fake.bodies == []
         assert rank(data, fake, "--attempts", 4) == 0
         assert len(fake.bodies) == 1

@@ -1,0 +1,292 @@
+"""Late interaction: the encoder is the format's definition, MaxSim is exact, the compressed index resumes and appends."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import string
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from data_prep.colbert import ColbertSearcher, max_sim, overlap, search_collection
+from data_prep.colbert_index import build_colbert
+from data_prep.late_interaction import LateInteractionEncoder
+from data_prep.residual_codec import ResidualCodec, centroids_for
+from data_prep.retrieve import main
+from setenc_hf.collection import open_collection
+from setenc_hf.errors import InputError
+from setenc_hf.trec import read_lists
+
+ROOT = Path(__file__).parents[1]
+WORDS = [f"w{number}" for number in range(60)]
+TEXTS = ["w1 w2, w3! (w4)", "", "w5 " * 40, "[unused0] w6 unknown . w7"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny random model in ColBERTv2's own format."""
+    folder = tmp_path_factory.mktemp("model") / "colbert"
+    folder.mkdir()
+    special = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[Q]", "[D]"]
+    vocabulary = [*special, *string.punctuation, *WORDS, "unused", "##0", "w"]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=64, initializer_range=0.5, architectures=["HF_ColBERT"],
+    )  # fmt: skip
+    weights = {f"bert.{name}": value for name, value in BertModel(config).state_dict().items()}
+    weights["linear.weight"] = torch.randn(16, 32)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
+    metadata = {"query_maxlen": 12, "doc_maxlen": 20, "query_token_id": "[unused0]", "doc_token_id": "[unused1]"}
+    (folder / "artifact.metadata").write_text(json.dumps(metadata))
+    config_json = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config_json | {"architectures": ["HF_ColBERT"]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint):
+    torch.set_num_threads(1)  # the bits of a product depend on the threads that share it
+    return LateInteractionEncoder(str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory):
+    return open_collection(str(write_collection(tmp_path_factory.mktemp("c"), range(400))))
+
+
+def write_collection(folder, rows):
+    folder.mkdir(exist_ok=True)
+    with open(folder / "corpus.jsonl", "w") as corpus:
+        for row in rows:
+            draw = random.Random(row)
+            text = " ".join(draw.choices(WORDS, k=draw.randint(1, 16)))
+            corpus.write(json.dumps({"doc_id": f"D-{row}/1", "text": text}) + "\n")
+    queries = (f"{row:04d}\t{' '.join(random.Random(-row - 1).choices(WORDS, k=4))}\n" for row in range(30))
+    (folder / "queries.tsv").write_text("".join(queries))
+    return folder
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def build(collection, folder, encoder, **options):
+    folder.mkdir(exist_ok=True)
+    build_colbert(collection, folder, encoder, **options)
+    return ColbertSearcher(folder)
+
+
+def test_vectors_are_those_the_format_defines(checkpoint, encoder):
+    weights = load_file(checkpoint / "model.safetensors")
+    bert = BertModel(BertConfig.from_pretrained(checkpoint)).eval()
+    bert.load_state_dict({name.removeprefix("bert."): value for name, value in weights.items() if "bert." in name})
+    tokenizer = BertTokenizer(str(checkpoint / "vocab.txt"))
+    skipped = {tokenizer.convert_tokens_to_ids(mark) for mark in string.punctuation}
+
+    def vectors(ids, attended):
+        with torch.no_grad():
+            states = bert(torch.tensor([ids]), attention_mask=torch.tensor([attended])).last_hidden_state
+        return torch.nn.functional.normalize(states[0] @ weights["linear.weight"].T, dim=-1)
+
+    for text, query, passage in zip(TEXTS, encoder.encode_queries(TEXTS), encoder.encode_passages(TEXTS)):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        cls, sep, mask = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id
+        asked = [cls, 1, *ids[:9], sep]
+        full = asked + [mask] * (12 - len(asked))
+        torch.testing.assert_close(query, vectors(full, [1] * len(asked) + [0] * (12 - len(asked))), atol=1e-5, rtol=0)
+        told = [cls, 2, *ids[:17], sep]
+        kept = [place for place, token in enumerate(told) if token not in skipped]
+        torch.testing.assert_close(passage, vectors(told, [1] * len(told))[kept], atol=1e-5, rtol=0)
+        assert encoder.count_vectors([text]) == [len(passage)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["HF_ColBERT", "MultiVectorEncoder", "PyLate"])
+def test_vectors_equal_sentence_transformers(checkpoint, tmp_path, kind):
+    library = pytest.importorskip("sentence_transformers")
+    folder = checkpoint
+    if kind == "MultiVectorEncoder":
+        folder = tmp_path / "saved"
+        library.MultiVectorEncoder(str(checkpoint)).save_pretrained(str(folder))
+    if kind == "PyLate":
+        folder = pylate_folder(checkpoint, tmp_path / "pylate")
+    ours, theirs = LateInteractionEncoder(str(folder)), library.MultiVectorEncoder(str(folder))
+    texts = TEXTS[:3]
+    for mine, other in zip(ours.encode_queries(texts), theirs.encode_query(texts)):
+        torch.testing.assert_close(mine, torch.as_tensor(other), atol=1e-5, rtol=0)
+    for mine, other in zip(ours.encode_passages(texts), theirs.encode_document(texts)):
+        torch.testing.assert_close(mine, torch.as_tensor(other), atol=1e-5, rtol=0)
+
+
+def pylate_folder(checkpoint, folder):
+    """Write the checkpoint as PyLate lays it out."""
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("artifact.metadata"))
+    weights = load_file(checkpoint / "model.safetensors")
+    projection = weights.pop("linear.weight")
+    save_file({name.removeprefix("bert."): value for name, value in weights.items()}, folder / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    config = json.loads((checkpoint / "config.json").read_text()) | {"architectures": ["BertModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "1_Dense").mkdir()
+    save_file({"linear.weight": projection}, folder / "1_Dense" / "model.safetensors")
+    dense = {"in_features": 32, "out_features": 16, "bias": False}
+    dense["activation_function"] = "torch.nn.modules.linear.Identity"
+    (folder / "1_Dense" / "config.json").write_text(json.dumps(dense))
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Dense", "type": "pylate.models.Dense.Dense"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 19, "do_lower_case": False}))
+    settings = {"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 12, "document_length": 20}
+    settings |= {"attend_to_expansion_tokens": True, "skiplist_words": [",", "!"], "model_type": "ColBERT"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_checkpoints_that_cannot_work_are_refused_by_name(checkpoint, tmp_path):
+    folder = pylate_folder(checkpoint, tmp_path / "pylate")
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([*modules, {"path": "2_X", "type": "library.TokenPooling"}]))
+    with pytest.raises(InputError, match=r"modules.json: the module TokenPooling is not supported"):
+        LateInteractionEncoder(str(folder))
+    with pytest.raises(InputError, match="texts of 65 tokens do not fit the encoder's 64 positions"):
+        LateInteractionEncoder(str(checkpoint), doc_length=65)
+    plain = tmp_path / "plain"
+    shutil.copytree(checkpoint, plain)
+    (plain / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="holds no model.safetensors"):
+        LateInteractionEncoder(str(plain))
+    (plain / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(InputError, match="no late-interaction checkpoint"):
+        LateInteractionEncoder(str(plain))
+
+
+def test_max_sim_is_the_sum_of_maxima():
+    draw = torch.Generator().manual_seed(1)
+    passages = [torch.randn(length, 8, generator=draw) for length in (1, 5, 3, 1)]
+    queries = [torch.randn(length, 8, generator=draw) for length in (4, 1)]
+    found = max_sim(torch.cat(passages), np.array([len(rows) for rows in passages]), queries)
+    expected = [[float((query @ passage.T).max(1).values.sum()) for passage in passages] for query in queries]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_residuals_are_packed_and_restored(bits):
+    draw = torch.Generator().manual_seed(2)
+    vectors = torch.nn.functional.normalize(torch.randn(500, 16, generator=draw), dim=-1)
+    codec = ResidualCodec.train(vectors, 8, bits)
+    codes, residuals = codec.encode(vectors)
+    assert residuals.shape == (500, 16 * bits // 8)
+    buckets = torch.bucketize(vectors - codec.centroids[codes], codec.cutoffs)
+    expected = torch.nn.functional.normalize(codec.centroids[codes] + codec.weights[buckets], dim=-1)
+    torch.testing.assert_close(codec.decode(codes, residuals), expected)
+    assert float((expected * vectors).sum(1).mean()) > {1: 0.93, 2: 0.98, 4: 0.999}[bits]
+
+
+def test_centroids_grow_with_the_root_of_the_vectors():
+    assert [centroids_for(count) for count in (1, 1_000_000, 637_000_000)] == [8, 4096, 131072]
+
+
+def test_exact_search_equals_scoring_every_passage(collection, encoder, tmp_path):
+    searcher = build(collection, tmp_path / "i", encoder, engine="exact", chunk_passages=150)
+    vectors = encoder.encode_queries(list(collection.queries().values())[:10])
+    docs = list(collection.docs())
+    passages = encoder.encode_passages([doc.text for doc in docs])
+    for query, found, streamed in zip(
+        vectors, searcher.search(vectors, 50), search_collection(collection, encoder, vectors, 50)
+    ):
+        scores = {doc.doc_id: float((query @ rows.T).max(1).values.sum()) for doc, rows in zip(docs, passages)}
+        assert len(found) == 50
+        assert dict(found) == pytest.approx({doc_id: scores[doc_id] for doc_id, _ in found}, abs=2e-2)  # 16 bits
+        assert overlap(streamed, found) >= 0.98
+        assert dict(streamed) == pytest.approx({doc_id: scores[doc_id] for doc_id, _ in streamed}, abs=1e-4)
+
+
+def test_compressed_search_overlaps_exact_search(collection, encoder, tmp_path):
+    searcher = build(collection, tmp_path / "i", encoder, chunk_passages=150)
+    vectors = encoder.encode_queries(list(collection.queries().values()))
+    exact = search_collection(collection, encoder, vectors, 100)
+    parts = [overlap(found, best) for found, best in zip(searcher.search(vectors, 100), exact)]
+    assert sum(parts) / len(parts) >= 0.97
+
+
+def test_appended_passages_are_found_as_if_indexed_together(collection, encoder, tmp_path):
+    more = open_collection(str(write_collection(tmp_path / "more", range(300, 450))))  # 100 of them are known
+    both = open_collection(str(write_collection(tmp_path / "both", range(450))))
+    for engine in ("exact", "plaid"):
+        folder = tmp_path / engine
+        build(collection, folder, encoder, engine=engine, chunk_passages=150)
+        with pytest.raises(InputError, match="pass --append"):
+            build(more, folder, encoder, engine=engine)
+        grown = build(more, folder, encoder, engine=engine, append=True)
+        before = contents(folder)
+        build(more, folder, encoder, engine=engine, append=True)
+        assert contents(folder) == before
+        vectors = encoder.encode_queries(list(collection.queries().values())[:5])
+        exact = search_collection(both, encoder, vectors, 50)
+        assert len(grown.doc_ids) == 450
+        assert all(overlap(found, best) >= 0.9 for found, best in zip(grown.search(vectors, 50), exact))
+
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from data_prep.colbert_index import build_colbert
+from data_prep.late_interaction import LateInteractionEncoder
+from setenc_hf.collection import open_collection
+torch.set_num_threads(1)
+model, collection, folder = sys.argv[1:]
+Path(folder).mkdir(exist_ok=True)
+build_colbert(open_collection(collection), Path(folder), LateInteractionEncoder(model), chunk_passages=10)
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_shared_builds_give_the_same_bytes(checkpoint, collection, encoder, tmp_path):
+    build(collection, tmp_path / "whole", encoder, chunk_passages=10)
+
+    def start(folder, **rank):
+        return subprocess.Popen([sys.executable, "-c", CHILD, str(checkpoint), collection.name, str(folder)], cwd=ROOT,
+                                env=os.environ | rank)  # fmt: skip
+
+    cut = start(tmp_path / "cut")
+    while not (tmp_path / "cut" / "chunks" / "000007").exists() and cut.poll() is None:
+        time.sleep(0.002)
+    cut.send_signal(signal.SIGKILL)
+    assert cut.wait() == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "index.json").exists()
+    assert start(tmp_path / "cut").wait() == 0
+    shared = [start(tmp_path / "shared", RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
+    assert [process.wait() for process in shared] == [0, 0]
+    whole = contents(tmp_path / "whole")
+    left = {name: content for name, content in contents(tmp_path / "cut").items() if ".partial" not in name}
+    assert left == whole
+    assert contents(tmp_path / "shared") == whole
+
+
+def test_the_command_writes_a_run_and_reports_recall(checkpoint, collection, tmp_path, capsys):
+    arguments = ["--collection", collection.name, "--retriever", "colbert", "--model", str(checkpoint), "--depth", "20",
+                 "--index-dir", str(tmp_path / "i"), "--output", str(tmp_path / "c.run")]  # fmt: skip
+    main([*arguments, "--engine", "plaid", "--bits", "2", "--check-recall", "5"])
+    assert "over 5 queries" in capsys.readouterr().out
+    lists = list(read_lists(tmp_path / "c.run"))
+    assert [found.query_id for found in lists] == list(collection.queries())
+    assert all(len(found.lines) == 20 for found in lists)
+    with pytest.raises(InputError, match="made with bits 2, this command has 4"):
+        main([*arguments, "--engine", "plaid"])
+    with pytest.raises(InputError, match="--probes is at least 1, got 0"):
+        main([*arguments, "--probes", "0"])

@@ -1,0 +1,78 @@
+"""Drawing queries of a run, and merging runs."""
+
+import gzip
+
+import pytest
+
+from data_prep.merge_runs import concatenate, fuse
+from data_prep.merge_runs import main as merge
+from data_prep.sample_queries import main as draw
+from data_prep.sample_queries import sample
+from setenc_hf.errors import InputError
+from setenc_hf.trec import read_lists
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = tmp_path / "first.run"
+    lines = [f"{query:03}\tQ0 d{rank} {rank} {9 - rank}.50 tag\n" for rank in (1, 2, 3) for query in range(50)]
+    path.write_text("".join(lines))
+    return path
+
+
+def test_lines_are_kept_as_they_are_and_in_order(run, tmp_path, capsys):
+    draw(["--run", str(run), "--num-queries", "10", "--seed", "3", "--output", str(tmp_path / "out.run")])
+    kept = (tmp_path / "out.run").read_text().splitlines()
+    assert len(kept) == 30
+    assert len({line.split()[0] for line in kept}) == 10
+    assert kept == [line for line in run.read_text().splitlines() if line in set(kept)]
+    assert "10 of 50 queries, 30 lines, seed 3" in capsys.readouterr().out
+
+
+def test_the_seed_alone_decides(run):
+    ids = [f"q{number}" for number in range(100)]
+    assert sample(ids, 20, 42) == sample(ids[::-1], 20, 42)
+    assert sample(ids, 20, 42) != sample(ids, 20, 43)
+    assert sample(ids, 100, 1) == set(ids)
+
+
+def test_strata_keep_their_shares():
+    strata = {f"q{number}": "long" if number % 4 == 0 else "short" for number in range(100)}
+    kept = sample(list(strata), 10, 42, strata)
+    assert len(kept) == 10
+    assert sum(strata[query_id] == "long" for query_id in kept) in (2, 3)
+    assert len(sample(list(strata), 7, 42, strata)) == 7
+    with pytest.raises(InputError, match="query 'q1' of the run is in no stratum"):
+        sample(["q0", "q1"], 1, 42, {"q0": "a"})
+
+
+def test_more_queries_than_there_are_is_an_error(run, tmp_path):
+    with pytest.raises(InputError, match="between 1 and the run's 50 queries, got 51"):
+        draw(["--run", str(run), "--num-queries", "51", "--output", str(tmp_path / "out.run")])
+    assert not (tmp_path / "out.run").exists()
+
+
+def test_reciprocal_rank_fusion_by_its_formula():
+    fused = fuse([["a", "b", "c"], ["c", "a"]], k=60)
+    assert [doc_id for doc_id, _ in fused] == ["a", "c", "b"]
+    assert dict(fused) == {"a": 1 / 61 + 1 / 62, "c": 1 / 63 + 1 / 61, "b": 1 / 62}
+    assert [doc_id for doc_id, _ in fuse([["a", "b"], ["b", "a"]])] == ["a", "b"]  # a tie keeps the first run's order
+
+
+def test_concatenation_keeps_each_passage_where_it_comes_first():
+    assert concatenate([["b", "a"], ["a", "c"]]) == [("b", 3.0), ("a", 2.0), ("c", 1.0)]
+
+
+def test_runs_of_different_queries_come_together(tmp_path, capsys):
+    (tmp_path / "one.run").write_text("q1 Q0 a 1 2 x\nq1 Q0 b 2 1 x\n")
+    with gzip.open(tmp_path / "two.run.gz", "wt") as two:
+        two.write("q2 Q0 c 1 2 x\nq1 Q0 b 1 9 x\n")
+    runs = ["--runs", str(tmp_path / "one.run"), str(tmp_path / "two.run.gz")]
+    merge([*runs, "--output", str(tmp_path / "out.run"), "--depth", "1"])
+    assert [(query_id, [line.doc_id for line in lines]) for query_id, lines in read_lists(tmp_path / "out.run")] == [
+        ("q1", ["b"]),
+        ("q2", ["c"]),
+    ]
+    assert "2 queries, 1 of them in every run, 2 lines" in capsys.readouterr().out
+    with pytest.raises(InputError, match="at least two"):
+        merge(["--runs", str(tmp_path / "one.run"), "--output", str(tmp_path / "out.run")])
