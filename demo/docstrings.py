@@ -80,6 +80,7 @@ def part_of(module: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.docstrings", description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--test-queries", type=int, default=100, help="test queries to keep (default: %(default)s)")
     args = parser.parse_args(argv)
     found: dict[str, Documented] = {}
     seen: set[str] = set()
@@ -98,17 +99,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts: dict[str, list[Documented]] = {part: [] for part in PARTS}
         for item in found.values():
             parts[part_of(item.module)].append(item)
+        parts["test"].sort(key=lambda item: hashlib.sha256(item.doc_id.encode()).hexdigest())
+        del parts["test"][args.test_queries :]
         for part, items in parts.items():
             (folder / f"{part}.ids").write_text("".join(f"{item.doc_id}\n" for item in items), "utf-8")
             lines = (f"{item.doc_id}\t{item.summary}\n" for item in items)
             (folder / f"queries.{part}.tsv").write_text("".join(lines), "utf-8")
-        qrels = "".join(f"{item.doc_id} 0 {item.doc_id} 1\n" for item in found.values())
-        (folder / "qrels.txt").write_text(qrels, "utf-8")
-        test = "".join(f"{item.doc_id} 0 {item.doc_id} 1\n" for item in parts["test"])
-        (folder / "qrels.test.txt").write_text(test, "utf-8")
+        for name, items in (("qrels.txt", list(found.values())), ("qrels.test.txt", parts["test"])):
+            (folder / name).write_text("".join(f"{item.doc_id} 0 {item.doc_id} 1\n" for item in items), "utf-8")
     counts = ", ".join(f"{len(items)} {part}" for part, items in parts.items())
     print(f"{repeated:>6,}  left out: text that stands elsewhere too")
-    print(f"Wrote {len(found):,} passages and as many queries ({counts}) to {args.output}")
+    print(f"Wrote {len(found):,} passages to {args.output}; queries: {counts}")
 
 
 if __name__ == "__main__":
