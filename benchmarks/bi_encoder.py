@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("model", "run", "collection", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--depth", type=int, default=100)
+    parser.add_argument("--length", type=int, default=256, help="tokens kept of a text (default: %(default)s)")
     args = parser.parse_args(argv)
     logging.disable_progress_bar()
     counts: Counter = Counter()
@@ -49,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, tokenizer = AutoModel.from_pretrained(args.model).eval(), AutoTokenizer.from_pretrained(args.model)
     texts = {doc_id: text for item in inputs for doc_id, text in zip(item.doc_ids, item.passages)}
     places = {doc_id: place for place, doc_id in enumerate(texts)}
-    passages = encode(model, tokenizer, list(texts.values()), 256)
-    queries = encode(model, tokenizer, [item.query for item in inputs], 256)
+    passages = encode(model, tokenizer, list(texts.values()), args.length)
+    queries = encode(model, tokenizer, [item.query for item in inputs], args.length)
     lists = (
         (
             item.query_id,
