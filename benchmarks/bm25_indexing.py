@@ -92,7 +92,9 @@ def main() -> None:
             watcher.join()
             peaks.append(peak[0])
     print(f"passages per second: min {min(rates):,.0f}, median {statistics.median(rates):,.0f}, max {max(rates):,.0f}")
-    print(f"over the target of 20,000: {statistics.median(rates) / 20_000:.2f} x; peak memory {max(peaks) / 1e9:.2f} GB")
+    print(
+        f"over the target of 20,000: {statistics.median(rates) / 20_000:.2f} x; peak memory {max(peaks) / 1e9:.2f} GB"
+    )
 
 
 if __name__ == "__main__":
