@@ -66,7 +66,7 @@ class ColbertSearcher:
         candidates: passages whose vectors are restored, of all that were looked up; at least 4 times the depth.
     """
 
-    def __init__(self, folder: Path, probes: int = 8, candidates: int = 2000) -> None:
+    def __init__(self, folder: Path, probes: int = 16, candidates: int = 4000) -> None:
         meta = check_settings(folder / INDEX_FILE, {"format": FORMAT, "version": VERSION})
         if meta is None:
             raise InputError(f"{folder}: holds no complete index")
