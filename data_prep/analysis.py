@@ -102,7 +102,7 @@ def _english_term() -> Callable[[str], str]:
         word = lower_case(word)
         if word in STOP_WORDS:
             return ""
-        return stemmer.stem(word, to_lowercase=False) if len(word) > 2 else word
+        return stemmer.stem(word, to_lowercase=False)  # leaves words under 3 letters as they are, as Lucene does
 
     return term
 

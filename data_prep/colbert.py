@@ -62,11 +62,11 @@ class ColbertSearcher:
     """Searches the index in `folder` with vectors of queries; the engine is the index's.
 
     Args:
-        probes: centroids that each vector of a query looks up.
+        probes: centroids that each vector of a query looks up; doubled until there are enough candidates.
         candidates: passages whose vectors are restored, of all that were looked up; at least 4 times the depth.
     """
 
-    def __init__(self, folder: Path, probes: int = 8, candidates: int = 2000) -> None:
+    def __init__(self, folder: Path, probes: int = 16, candidates: int = 4000) -> None:
         meta = check_settings(folder / INDEX_FILE, {"format": FORMAT, "version": VERSION})
         if meta is None:
             raise InputError(f"{folder}: holds no complete index")
@@ -96,11 +96,16 @@ class ColbertSearcher:
 
     def _search_compressed(self, query: Tensor, depth: int) -> Ranked:
         near = query @ self.codec.centroids.T  # [tokens, centroids]
-        probed = near.topk(min(self.probes, near.shape[1]), dim=1).indices.unique().tolist()
-        lists = [self.list_rows[self.list_offsets[number] : self.list_offsets[number + 1]] for number in probed]
-        rows = np.unique(np.concatenate(lists))
+        limit = min(max(self.candidates, 4 * depth), len(self.doc_ids))
+        probes = self.probes
+        while True:
+            probed = near.topk(min(probes, near.shape[1]), dim=1).indices.unique().tolist()
+            lists = [self.list_rows[self.list_offsets[number] : self.list_offsets[number + 1]] for number in probed]
+            rows = np.unique(np.concatenate(lists))
+            if len(rows) >= limit or probes >= near.shape[1]:
+                break
+            probes *= 2
         by_centroid = near.T.contiguous().numpy()  # [centroids, tokens]
-        limit = max(self.candidates, 4 * depth)
         if len(rows) > limit:
             rough = np.concatenate([self._rough_scores(by_centroid, *found) for found in self._by_chunk(rows)])
             rows = rows[rough >= nth_best(rough, limit)]

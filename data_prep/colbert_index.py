@@ -16,6 +16,7 @@ The index (arrays little-endian and memory-mapped):
 
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from scipy.sparse import csc_array, csr_array
 
 from setenc_hf.collection import Collection, Doc
 from setenc_hf.errors import InputError
-from setenc_hf.files import atomic_folder
+from setenc_hf.files import PARTIAL, atomic_folder
 
 from .estimates import count_passages
 from .index_files import (
@@ -167,6 +168,8 @@ def write_chunk(
 def join_chunks(folder: Path, codec: ResidualCodec | None) -> dict[str, int]:
     """Write what spans all chunks, the ids and the inverted lists, and return the counts."""
     chunks = chunk_folders(folder)
+    for left in (folder / "chunks").glob(f"*{PARTIAL}"):  # of a process that was killed; none is at work now
+        shutil.rmtree(left)
     (folder / INDEX_FILE).unlink(missing_ok=True)  # it does not describe the files that are written now
     doc_ids = pa.concat_arrays([read_texts(chunk / "doc_ids.arrow") for chunk in chunks])
     check_unique(doc_ids)

@@ -1,6 +1,7 @@
 """Token vectors in a few bits a dimension: the nearest centroid, and what remains of each dimension in 1, 2 or 4 bits.
 
-The residual compression of Santhanam et al., "ColBERTv2", NAACL 2022, section 3.3.
+The residual compression of Santhanam et al., "ColBERTv2", NAACL 2022, section 3.3, with buckets of least squared error
+in place of quantiles.
 """
 
 import math
@@ -16,6 +17,7 @@ from setenc_hf.files import partial_path
 
 SAMPLES_PER_CENTROID = 32
 ITERATIONS = 6
+BUCKET_ITERATIONS = 20
 PRODUCTS_AT_ONCE = 2**25  # of a vector with a centroid: 128 MB
 
 
@@ -39,7 +41,7 @@ class ResidualCodec:
 
     @classmethod
     def train(cls, vectors: Tensor, num_centroids: int, bits: int, seed: int = 0) -> "ResidualCodec":
-        """Fit centroids (spherical k-means) and buckets (quantiles) to a sample of vectors [sample, dim]."""
+        """Fit centroids (spherical k-means) and buckets (Lloyd's, one dimension) to a sample [vectors, dim]."""
         draw = torch.Generator().manual_seed(seed)
         centroids = vectors[torch.randperm(len(vectors), generator=draw)[:num_centroids]].clone()
         for _ in range(ITERATIONS):
@@ -51,9 +53,12 @@ class ResidualCodec:
         some = vectors[torch.randperm(len(vectors), generator=draw)[:50_000]]
         residuals = (some - centroids[_nearest(some, centroids)]).flatten()
         residuals = residuals[:: max(len(residuals) // 1_000_000, 1)].sort().values
-        places = torch.arange(1, 2 * 2**bits, dtype=torch.float64) / (2 * 2**bits) * (len(residuals) - 1)
-        quantiles = residuals[places.round().long()]
-        return cls(centroids, quantiles[1::2].clone(), quantiles[0::2].clone())
+        weights = residuals[((torch.arange(2**bits) + 0.5) / 2**bits * len(residuals)).long()]
+        for _ in range(BUCKET_ITERATIONS):  # Lloyd's: a bucket ends halfway to the next, and stands for its mean
+            cutoffs = (weights[1:] + weights[:-1]) / 2
+            ends = torch.searchsorted(residuals, cutoffs).tolist()
+            weights = torch.stack([part.mean() for part in residuals.tensor_split(ends)]).nan_to_num()
+        return cls(centroids, (weights[1:] + weights[:-1]) / 2, weights)
 
     def encode(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the centroid of each vector, int32 [vectors], and its residuals, uint8 [vectors, dim * bits / 8]."""

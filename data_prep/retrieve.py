@@ -24,7 +24,7 @@ from .estimates import check_disk, count_passages, estimate_bm25, estimate_colbe
 from .run_blocks import Query, RunCounts, search_in_blocks, select_queries
 
 EXACT_UP_TO = 50_000
-PROBES, CANDIDATES = 8, 2000
+PROBES, CANDIDATES = 16, 4000
 
 
 def parser() -> argparse.ArgumentParser:

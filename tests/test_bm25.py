@@ -21,6 +21,7 @@ from data_prep.analysis import open_analyzer
 from data_prep.bm25 import Bm25Searcher
 from data_prep.bm25_index import LENGTHS, build_bm25
 from data_prep.retrieve import main
+from data_prep.run_blocks import search_in_blocks
 from setenc_hf.collection import open_collection
 from setenc_hf.errors import InputError
 from setenc_hf.trec import read_lists, read_qrels
@@ -160,6 +161,30 @@ def test_query_ids_choose_queries_in_their_order(tmp_path):
     (tmp_path / "ids").write_text("1\n9\n")
     with pytest.raises(InputError, match="ids:2: query '9' is not in"):
         main(command(tmp_path, folder, "--query-ids", str(tmp_path / "ids")))
+
+
+def test_blocks_left_by_a_command_of_other_settings_are_not_used(tmp_path):
+    def search(block):
+        return [(query_id, [(f"{query_id}-passage", 1.0)]) for query_id, _ in block]
+
+    def search_and_die(block):
+        if block[0][0] == "2":
+            raise KeyboardInterrupt
+        return [(query_id, [("old", 1.0)]) for query_id, _ in block]
+
+    output, queries = tmp_path / "a.run", [(str(number), "river") for number in range(4)]
+
+    def lists_after(depth):
+        with pytest.raises(KeyboardInterrupt):
+            search_in_blocks(output, queries, search_and_die, {"depth": 5}, "t", block_size=1)
+        assert not output.exists()
+        assert search_in_blocks(output, queries, search, {"depth": depth}, "t", block_size=1) == (4, 0, 4)
+        found = [ranked.lines[0].doc_id for ranked in read_lists(output)]
+        output.unlink()
+        return found
+
+    assert lists_after(5) == ["old", "old", "2-passage", "3-passage"]  # what was done is kept
+    assert lists_after(6) == [f"{number}-passage" for number in range(4)]
 
 
 def test_no_hit_at_all_leaves_no_run(tmp_path):
