@@ -34,7 +34,7 @@ class Progress:
 def summary(
     lists: list[TeacherList], teacher: Teacher, prices: Prices, seconds: float, sent_again: Mapping[str, int]
 ) -> str:
-    """Return the table of a job: every window of the run, earlier sessions included; `sent_again` is this session's."""
+    """Return the table of a job: every window of the run, earlier starts included; `sent_again` is this start's."""
     outcomes, journal = teacher.outcomes, teacher.journal
     assert journal is not None  # a summary follows a job, and a job has its journal
     failed = sum(item.failure is not None for item in lists)

@@ -25,7 +25,7 @@ PACKAGES = ("numpy", "pandas", "scipy", "torch", "transformers", "datasets", "ma
 PARTS = {"train": 60, "teach": 20, "test": 20}  # per cent of the modules
 SUMMARY_WORDS = range(4, 20)
 BODY_WORDS = range(25, 400)
-WORDS_KEPT = 120
+WORDS_KEPT = 40  # what the model below reads of a passage
 MAX_FILE_BYTES = 400_000
 
 

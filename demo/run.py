@@ -35,9 +35,10 @@ def commands(out: Path, model: str, steps: tuple[int, int], queries: int) -> lis
     collection = out / "collection"
     search = f"data_prep.retrieve --collection {collection} --retriever bm25 --index-dir {out}/index --depth {DEPTH}"
     build = f"data_prep.build_samples --collection {collection} --depth {DEPTH} --overwrite"
-    bi_encoder = f"benchmarks.bi_encoder --model {model} --collection {collection}"
+    bi_encoder = f"benchmarks.bi_encoder --model {model} --collection {collection} --length 72"
     rerank = f"setenc_hf.rerank --run {out}/test.run --collection {collection} --depth {DEPTH}"
     train = "setenc_hf.train recipes/demo-stage"
+    taught = 2 * steps[1]  # queries: each is one list, and a step takes two
     runs = " ".join(f"{out}/{name}.run" for name in ("test", "bi-encoder", "stage1", "stage2"))
     return [
         (
@@ -54,13 +55,14 @@ def commands(out: Path, model: str, steps: tuple[int, int], queries: int) -> lis
         ),
         (
             "Draw those the teacher is asked about",
-            f"data_prep.sample_queries --run {out}/all.run --num-queries {2 * steps[1]} --seed 1 --output {out}/teach.run",
+            f"data_prep.sample_queries --run {out}/all.run --num-queries {taught} --seed 1 --output {out}/teach.run",
         ),
         ("First stage: BM25, test queries", f"{search} --query-ids {collection}/test.ids --output {out}/test.run"),
         ("Samples for stage 1", f"{build} --run {out}/train.run --labels relevance --output {out}/hard"),
         (
             "Stage 1: tell the relevant passage from BM25's others",
-            f"{train}1.json --model {model} --train_samples {out}/hard --output_dir {out}/stage1 --max_steps {steps[0]}",
+            f"{train}1.json --model {model} --train_samples {out}/hard --output_dir {out}/stage1 "
+            f"--max_steps {steps[0]}",
         ),
         (
             "A teacher: the backbone as bi-encoder ...",
@@ -92,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("demo/out"), help="folder for everything (default: demo/out)"
     )
-    parser.add_argument("--steps", type=int, nargs=2, default=(200, 75), help="training steps of both stages")
+    parser.add_argument("--steps", type=int, nargs=2, default=(160, 130), help="training steps of both stages")
     parser.add_argument("--queries", type=int, default=100, help="test queries (default: %(default)s)")
     args = parser.parse_args(argv)
     begin = time.perf_counter()
