@@ -53,7 +53,8 @@ def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoder
     try:
         model = SetEncoderForReranking.from_pretrained(name_or_path, revision=revision, **overrides)
     except OSError as error:
-        raise InputError(f"model {name_or_path!r} cannot be opened: {error}") from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"model {name_or_path!r} is no folder here, and the hub gave none: {reason}") from None
     settings = {name: getattr(model.config, name) for name in names}
     tokenizer = model.tokenizer or SetEncoderTokenizer.from_pretrained(name_or_path, revision=revision, **settings)
     model.tokenizer = tokenizer

@@ -248,7 +248,7 @@ def test_the_command_trains_from_a_recipe_that_the_command_line_overrides(backbo
         ({}, ["--sample-siz", "3"], r"--sample-siz: no such argument; did you mean 'sample_size'?"),
         ({"sample_size": 1}, [], "`sample_size` must be at least 2"),
         ({"measures": ["nDCG@ten"]}, [], "'nDCG@ten' is no measure"),
-        ({"model": "/nowhere/at/all"}, [], "model '/nowhere/at/all' cannot be opened"),
+        ({"model": "/nowhere/at/all"}, [], "model '/nowhere/at/all' is no folder here"),
         ({"train_samples": ["/nowhere"]}, [], "/nowhere: no listwise samples"),
         ({"resume_from_checkpoint": "last"}, [], "holds no checkpoint to resume from"),
     ],
