@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from datasets import load_from_disk
 
-from data import make_collection, make_run
 from data_prep.build_samples import main
 from setenc_hf.errors import InputError
 from setenc_hf.samples import ListwiseSamples
+from small_collection import make_collection, make_run
 
 
 @pytest.fixture

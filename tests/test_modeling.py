@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from conftest import WORDS
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -16,6 +15,7 @@ from transformers import (
     RemBertConfig,
 )
 
+from conftest import WORDS
 from setenc_hf.configuration import SetEncoderConfig
 from setenc_hf.modeling import SetEncoderForReranking
 from setenc_hf.tokenization import SetEncoderTokenizer

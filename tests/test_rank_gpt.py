@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from fake_llm import FakeLlm
 
 from data_prep.rank_gpt import main
+from fake_llm import FakeLlm
 from setenc_hf.errors import InputError
 from setenc_hf.trec import read_lists
 

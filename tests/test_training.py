@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from data import make_collection, make_run
 from data_prep.build_samples import main as build_samples
 from setenc_hf.errors import InputError
 from setenc_hf.lists import EvaluationLists, ListwiseCollator, TrainingLists
@@ -22,6 +21,7 @@ from setenc_hf.scoring import QueryPassages, score_lists
 from setenc_hf.tokens import SampleTokens
 from setenc_hf.train import main as train
 from setenc_hf.trainer import ListwiseTrainer, ListwiseTrainingArguments
+from small_collection import make_collection, make_run
 
 
 @pytest.fixture(scope="module")

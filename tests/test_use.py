@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS
 
-from data import make_collection, make_run
+from conftest import WORDS
 from setenc_hf.errors import InputError
 from setenc_hf.evaluate import main as evaluate
 from setenc_hf.modeling import SetEncoderForReranking
 from setenc_hf.rerank import main as rerank
 from setenc_hf.trec import read_lists
+from small_collection import make_collection, make_run
 
 ROOT = Path(__file__).parents[1]
 
