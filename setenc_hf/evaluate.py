@@ -56,10 +56,13 @@ def plot(
     for axis, measure in zip(axes[0], measures):
         means = [mean(run[measure]) for run in values]
         axis.barh(range(len(names)), means, color=["#9aa5b1", *["#2f6f9f"] * (len(names) - 1)], height=0.65)
+        right = max(means)
         for place, comparison in enumerate(compared[measure], start=1):
             middle = means[place] - comparison.difference
-            axis.plot([middle + comparison.low, middle + comparison.high], [place, place], color="#1b1f23", lw=1.2)
-        right = max(means) * 1.25
+            ends = [middle + comparison.low, middle + comparison.high]
+            axis.plot(ends, [place, place], color="#1b1f23", lw=1.2)
+            right = max(right, ends[1])
+        right *= 1.2  # room for the figures
         for place, value in enumerate(means):
             axis.text(right * 0.995, place, f"{value:.3f}", va="center", ha="right", fontsize=9)
         axis.set(title=measure, yticks=range(len(names)), yticklabels=names, xlim=(0, right))
