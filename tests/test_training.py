@@ -238,6 +238,27 @@ def test_the_command_trains_from_a_recipe_that_the_command_line_overrides(backbo
     assert (tmp_path / "two" / "model.safetensors").exists()
 
 
+def test_the_command_resumes_where_an_interrupted_training_stopped(backbones, samples, tmp_path, monkeypatch):
+    path = recipe(tmp_path, samples, backbones["bert"], eval_strategy="no", max_steps=5)
+    train([path, "--output_dir", str(tmp_path / "whole")])
+
+    def interrupt(self, *_, **__):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *_, **__)
+
+    step = ListwiseTrainer.training_step
+    monkeypatch.setattr(ListwiseTrainer, "training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train([path])
+    monkeypatch.setattr(ListwiseTrainer, "training_step", step)
+    train([path, "--resume_from_checkpoint", "last"])
+    states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("whole", "out")]
+    histories = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in states]
+    assert histories[0] == histories[1]
+    assert len(histories[0]) == 5
+
+
 @pytest.mark.parametrize(
     ("fields", "words", "message"),
     [
