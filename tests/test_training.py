@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from data_prep.build_samples import main as build_samples
 from setenc_hf.errors import InputError
-from setenc_hf.lists import EvaluationLists, ListwiseCollator, TrainingLists
+from setenc_hf.lists import EpochSampler, EvaluationLists, ListwiseCollator, TrainingLists
 from setenc_hf.losses import RankNetLoss
 from setenc_hf.measures import compare, parse_measures
 from setenc_hf.modeling import SetEncoderForReranking
@@ -80,6 +80,18 @@ def test_training_lists_are_drawn_anew_each_epoch_and_the_same_again(backbones, 
     labels = {text: label for text, label in zip(texts, sample["labels"])}
     encoded = {tuple(tokenizer.encode_passages([text])[0]): label for text, label in labels.items()}
     assert [encoded[tuple(ids.tolist())] for ids in first["passage_ids"]] == first["labels"].tolist()
+
+
+def test_every_epoch_has_an_order_of_its_own(backbones, samples):
+    tokenizer = SetEncoderForReranking.from_pretrained(backbones["bert"]).tokenizer
+    lists = TrainingLists([ListwiseSamples.open(samples / "train")], tokenizer, "random", 4)
+    orders = []
+    for epoch in (0, 1, 0):
+        lists.set_epoch(epoch)
+        orders.append(list(EpochSampler(lists)))
+        assert sorted(orders[-1]) == [(epoch, number) for number in range(6)]
+    assert orders[0] == orders[2]
+    assert [number for _, number in orders[0]] != [number for _, number in orders[1]]
 
 
 def test_lists_that_teach_nothing_are_left_out_and_counted(backbones, samples, tmp_path):
@@ -154,6 +166,7 @@ class StopAt(TrainerCallback):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_is_the_uninterrupted_run(backbones, samples, tmp_path, workers):
     args = {"save_strategy": "steps", "save_steps": 4, "dataloader_num_workers": workers}
+    args["dataloader_persistent_workers"] = workers > 0  # such workers never hear of a new epoch
     whole = make_trainer(backbones["bert"], samples, tmp_path / "whole", max_steps=9, args=args)
     whole.train()
     first = make_trainer(backbones["bert"], samples, tmp_path / "cut", max_steps=9, args=args, callbacks=[StopAt(5)])
