@@ -163,16 +163,24 @@ class StopAt(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_is_the_uninterrupted_run(backbones, samples, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_a_resumed_run_is_the_uninterrupted_run(backbones, samples, tmp_path, workers, persistent):
     args = {"save_strategy": "steps", "save_steps": 4, "dataloader_num_workers": workers}
-    args["dataloader_persistent_workers"] = workers > 0  # such workers never hear of a new epoch
-    whole = make_trainer(backbones["bert"], samples, tmp_path / "whole", max_steps=9, args=args)
+    args["dataloader_persistent_workers"] = persistent  # such workers never hear of a new epoch
+    # torch draws a seed where workers start, so that with persistent ones the dropout of a resumed run is another
+    model = {"attention_dropout": 0.0, "hidden_dropout": 0.0} if persistent else {}
+
+    def make(name, **kwargs):
+        return make_trainer(
+            backbones["bert"], samples, tmp_path / name, max_steps=9, args=args, model={**model}, **kwargs
+        )
+
+    whole = make("whole")
     whole.train()
-    first = make_trainer(backbones["bert"], samples, tmp_path / "cut", max_steps=9, args=args, callbacks=[StopAt(5)])
+    first = make("cut", callbacks=[StopAt(5)])
     first.train()
     assert len(losses(first)) == 5
-    resumed = make_trainer(backbones["bert"], samples, tmp_path / "cut", max_steps=9, args=args)
+    resumed = make("cut")
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "out" / "checkpoint-4"))
     assert losses(resumed) == losses(whole)
     for name, weight in whole.model.state_dict().items():
