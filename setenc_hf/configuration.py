@@ -45,8 +45,8 @@ class SetEncoderConfig(PreTrainedConfig):
             list's own, as many as the list lacks to `depth`. Never at inference unless asked for there.
         normalize_interaction (`bool`, defaults to `False`):
             Take the logarithm of their number off the attention logits of a list's interaction tokens, so that they
-            weigh as much as one token together, however many there are. The paper's model does not; a model trained
-            on short lists holds on long ones with it. A list of one passage is the same either way.
+            weigh as much as one token together, however many there are: meant for models that are trained on short
+            lists and used on long ones. The paper's model does not. A list of one passage is the same either way.
         query_length, passage_length (`int`, default to 32 and 256):
             Tokens of a query and of a passage that are kept; special tokens are not counted.
         linear_bias (`bool`, defaults to `False`):
