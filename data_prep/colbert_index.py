@@ -31,7 +31,6 @@ from setenc_hf.collection import Collection, Doc
 from setenc_hf.errors import InputError
 from setenc_hf.files import PARTIAL, atomic_folder
 
-from .estimates import count_passages
 from .index_files import (
     INDEX_FILE,
     check_settings,
@@ -138,7 +137,7 @@ def finished(folder: Path, plan: dict[str, Any]) -> bool:
 
 def train_codec(collection: Collection, encoder: LateInteractionEncoder, bits: int, batch_size: int) -> ResidualCodec:
     """Fit a codec to the vectors of passages drawn evenly from the collection."""
-    passages = count_passages(collection) or sum(1 for _ in collection.docs())
+    passages = collection.count() or sum(1 for _ in collection.docs())
     first = encoder.encode_passages([doc.text for doc in itertools.islice(collection.docs(), 200)], batch_size)
     mean = sum(map(len, first)) / len(first)
     num_centroids = centroids_for(passages * mean)

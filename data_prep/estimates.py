@@ -8,9 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-from setenc_hf.collection import Collection, Doc, IrDatasetsCollection, LocalCollection
+from setenc_hf.collection import Collection, Doc
 from setenc_hf.errors import InputError
-from setenc_hf.files import read_lines
 
 if TYPE_CHECKING:
     from .late_interaction import LateInteractionEncoder
@@ -31,15 +30,6 @@ class Estimate(NamedTuple):
             f"{self.passages:,} passages: about {size(self.disk)} of index, {size(self.peak_disk)} of disk and "
             f"{size(self.memory)} of memory while it is built"
         )
-
-
-def count_passages(collection: Collection) -> int | None:
-    """Return how many passages a collection holds, without parsing them; None where only reading them would tell."""
-    if isinstance(collection, LocalCollection):
-        return sum(1 for _, line in read_lines(collection.corpus_path) if line.strip())
-    if isinstance(collection, IrDatasetsCollection):
-        return collection.dataset.docs_count()
-    return None
 
 
 def sample_passages(collection: Collection) -> list[Doc]:

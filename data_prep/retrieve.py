@@ -20,7 +20,7 @@ from setenc_hf.collection import Collection, open_collection
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
 
-from .estimates import check_disk, count_passages, estimate_bm25, estimate_colbert, parse_size
+from .estimates import check_disk, estimate_bm25, estimate_colbert, parse_size
 from .run_blocks import Query, RunCounts, search_in_blocks, select_queries
 
 EXACT_UP_TO = 50_000
@@ -93,7 +93,7 @@ def retrieve_bm25(collection: Collection, queries: list[Query], args: argparse.N
     passages = None
     memory = parse_size(args.memory)
     if not (args.index_dir / INDEX_FILE).exists():
-        passages = count_passages(collection)
+        passages = collection.count()
         if passages:
             estimate = estimate_bm25(collection, passages, args.analyzer, memory, args.num_proc)
             print(estimate, file=sys.stderr)
@@ -131,7 +131,7 @@ def retrieve_colbert(collection: Collection, queries: list[Query], args: argpars
     if engine == "auto" and begun.exists():
         engine = read_json(begun).get("engine")
     if args.append or not (args.index_dir / INDEX_FILE).exists():
-        passages = count_passages(collection)
+        passages = collection.count()
         if engine == "auto":
             engine = "exact" if passages is not None and passages <= EXACT_UP_TO else "plaid"
         if passages and number == 0:

@@ -31,6 +31,10 @@ class Collection:
 
     name: str
 
+    def count(self) -> int | None:
+        """Return how many passages there are, without parsing them; None where only reading them would tell."""
+        raise NotImplementedError
+
     def docs(self) -> Iterator[Doc]:
         """Yield every passage, in the collection's order."""
         raise NotImplementedError
@@ -80,6 +84,9 @@ class LocalCollection(Collection):
             what = f"holds {' and '.join(path.name for path in found)}" if found else "holds no corpus"
             raise InputError(f"{folder}: {what}; a collection has exactly one of corpus.jsonl[.gz] and corpus.tsv[.gz]")
         self.corpus_path = found[0]
+
+    def count(self) -> int | None:
+        return sum(1 for _, line in read_lines(self.corpus_path) if line.strip())
 
     def docs(self) -> Iterator[Doc]:
         empty = True
@@ -182,6 +189,9 @@ class IrDatasetsCollection(Collection):
             self.dataset = ir_datasets.load(name)
         except KeyError:
             raise InputError(f"{name}: neither a folder nor an ir_datasets id; see https://ir-datasets.com") from None
+
+    def count(self) -> int | None:
+        return self.dataset.docs_count()
 
     def docs(self) -> Iterator[Doc]:
         self._require("docs")
