@@ -9,6 +9,7 @@ log-sum-exps, as in blockwise attention; the backward pass runs per part with th
 
 import math
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -24,15 +25,32 @@ ATTENTION = "setenc_sdpa"
 class Run(NamedTuple):
     """Passages of equal length that lie side by side in one list."""
 
-    passage: int  # the first one's place
-    token: int  # its first token
+    passage: int  # the first one's place in the chunk
+    token: int  # its first token in the chunk
     size: int  # how many passages
     length: int  # tokens of each
 
 
+class Part(NamedTuple):
+    """The passages of one list that lie in one chunk."""
+
+    runs: list[Run]
+    tokens: slice  # in the chunk
+    passages: slice  # in the chunk
+    shared: slice  # the rows of the whole list's interaction tokens among those of the batch
+    before: int  # how many passages of the list lie in earlier chunks
+
+    def query_rows(self, cls_only: bool) -> slice:
+        """Return the rows of the queries: one a passage where only `[CLS]` is computed, else all tokens."""
+        return self.passages if cls_only else self.tokens
+
+
+Shared = tuple[Tensor, Tensor]  # keys and values of interaction tokens, [shared rows, heads, dim] each
+
+
 @dataclass
 class SetLayout:
-    """Where the passages and lists of a packed batch lie; goes with the tokens to every layer's attention.
+    """Where the passages and lists of a packed batch lie, and how a layer works through them chunk by chunk.
 
     Args:
         lengths: tokens of each passage, in packed order.
@@ -41,6 +59,7 @@ class SetLayout:
         fill_to: draw interaction tokens for lists of fewer passages, up to this many; 0 draws none.
         normalize: let the interaction tokens of a list weigh as much as one token, however many they are.
         device: where the row numbers are needed.
+        max_tokens: tokens that a layer works on at a time, never less than one passage; `None`: all.
     """
 
     lengths: list[int]
@@ -49,31 +68,91 @@ class SetLayout:
     fill_to: int
     normalize: bool
     device: torch.device
-    calls: int = 0  # how many layers really used this layout: what proves that set attention was on
-    lists: list[list[Run]] = field(init=False)
+    max_tokens: int | None = None
     first_rows: Tensor = field(init=False)  # [passages], the interaction token of each passage where there is one
-    cls_rows: Tensor = field(init=False)  # [passages]
+    chunks: list["Chunk"] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lists = list(self._runs())
-        lengths = torch.tensor(self.lengths)
-        self.first_rows = (lengths.cumsum(0) - lengths).to(self.device)
-        self.cls_rows = self.first_rows + 1 if self.interaction == "int" else self.first_rows
+        self.first_rows = _starts(self.lengths).to(self.device)
+        self.chunks = [Chunk(self, passages) for passages in self._plan()]
+
+    def _plan(self) -> Iterator[slice]:
+        """Yield the passages of each chunk: as few chunks as the limit allows, of about equal size."""
+        total = sum(self.lengths)
+        count = 1 if self.max_tokens is None else -(-total // self.max_tokens)
+        limit = -(-total // max(count, 1)) + max(self.lengths, default=0)
+        if self.max_tokens is not None:
+            limit = min(limit, self.max_tokens)
+        start = tokens = 0
+        for passage, length in enumerate(self.lengths):
+            if passage > start and tokens + length > limit:
+                yield slice(start, passage)
+                start, tokens = passage, 0
+            tokens += length
+        yield slice(start, len(self.lengths))
 
     def discount(self, shared: slice) -> float:
         """Return what is taken off the logits of a list's interaction tokens: the logarithm of their number, or 0."""
         return math.log(max(shared.stop - shared.start, 1)) if self.normalize else 0.0
 
-    def _runs(self) -> Iterator[list[Run]]:
-        passage = token = 0
-        for size in self.list_sizes:
-            runs = []
-            for length, group in groupby(self.lengths[passage : passage + size]):
-                count = len(list(group))
-                runs.append(Run(passage, token, count, length))
-                passage += count
-                token += count * length
-            yield runs
+
+class Chunk:
+    """Some passages of a batch, which one layer computes together: what its attention is given as `set_layout`.
+
+    Args:
+        layout: of the whole batch.
+        passages: which of its passages.
+        shared: keys and values of all interaction tokens of the batch; `None` where the chunk holds the whole batch
+            and so has them itself.
+    """
+
+    def __init__(self, layout: SetLayout, passages: slice, shared: Shared | None = None) -> None:
+        self.layout, self.shared = layout, shared
+        self.is_used = False  # set by the attention: what proves that set attention was on
+        self.cls_only = False  # set by the last layer, of which only `[CLS]` is scored
+        self.passages = passages
+        self.lengths = layout.lengths[passages]
+        first_token = sum(layout.lengths[: passages.start])
+        self.tokens = slice(first_token, first_token + sum(self.lengths))
+        self.cls_rows = _starts(self.lengths).to(layout.device) + (layout.interaction == "int")  # [passages]
+        self.longest = max(self.lengths, default=0)
+        self.parts = list(self._parts())
+
+    def with_shared(self, keys: Tensor, values: Tensor) -> "Chunk":
+        """Return this chunk with the interaction tokens of the whole batch."""
+        chunk = copy(self)
+        chunk.shared, chunk.is_used = (keys, values), False
+        return chunk
+
+    def _parts(self) -> Iterator[Part]:
+        first = shared = token = passage = 0
+        for size in self.layout.list_sizes:
+            kept = 0 if self.layout.interaction == "none" else max(size, self.layout.fill_to)
+            start, stop = max(first, self.passages.start), min(first + size, self.passages.stop)
+            if start < stop:
+                runs, first_token, first_passage = [], token, passage
+                for length, group in groupby(self.layout.lengths[start:stop]):
+                    runs.append(Run(passage, token, len(list(group)), length))
+                    passage += runs[-1].size
+                    token += runs[-1].size * length
+                tokens, passages = slice(first_token, token), slice(first_passage, passage)
+                yield Part(runs, tokens, passages, slice(shared, shared + kept), start - first)
+            first, shared = first + size, shared + kept
+
+
+class InteractionTokens:
+    """In place of a chunk: lets a layer's attention give away the keys and values of interaction tokens, no more."""
+
+    def __init__(self, layout: SetLayout) -> None:
+        self.layout = layout
+        self.is_used = False
+        self.shared: Shared | None = None
+        self.cls_rows = torch.arange(len(layout.lengths), device=layout.device)
+
+
+def _starts(lengths: list[int]) -> Tensor:
+    ends = torch.tensor(lengths, dtype=torch.long).cumsum(0)
+    return ends - torch.tensor(lengths, dtype=torch.long)
 
 
 def set_attention(
@@ -85,27 +164,36 @@ def set_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    set_layout: SetLayout | None = None,
+    set_layout: Chunk | InteractionTokens | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend within passages and across the passages of a list; `query`, `key`, `value`: [1, heads, tokens, dim].
 
-    Returns the output [1, tokens, heads, dim]. In a layer marked `score_rows_only` only the rows of `[CLS]` are
-    computed, the others are zero. Raises `RuntimeError` without a layout, since attention over the whole packed
+    Returns the output [1, tokens, heads, dim]. Of a chunk marked `cls_only` only the rows of `[CLS]` are computed, the
+    others are zero. Raises `RuntimeError` without a layout, since attention over the whole packed
     sequence would mix passages without a word.
     """
     if set_layout is None:
         raise RuntimeError(
             "set attention was called without a layout: call the model through SetEncoderForReranking, not its encoder"
         )
-    set_layout.calls += 1
     queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))  # [tokens, heads, dim]
-    cls_only = getattr(module, "score_rows_only", False)
+    layout = set_layout.layout
+    set_layout.is_used = True
+    if isinstance(set_layout, InteractionTokens):
+        set_layout.shared = fill_up(keys, values, layout)
+        return torch.zeros_like(queries)[None], None
+    cls_only = set_layout.cls_only
     if cls_only:
         queries = queries[set_layout.cls_rows]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    shared = shared_states(keys, values, set_layout)
-    window = sliding_window if sliding_window is not None and max(set_layout.lengths) > sliding_window else None
+    if set_layout.shared is not None:
+        shared = set_layout.shared
+    elif layout.interaction == "none":
+        shared = keys[:0], values[:0]
+    else:
+        shared = fill_up(keys[layout.first_rows], values[layout.first_rows], layout)
+    window = sliding_window if sliding_window is not None and set_layout.longest > sliding_window else None
     if dropout == 0 and window is None and queries.device.type == "cpu":
         attended = SplitAttention.apply(queries, keys, values, *shared, set_layout, scale, cls_only)
     else:
@@ -115,15 +203,12 @@ def set_attention(
     return attended[None], None
 
 
-def shared_states(keys: Tensor, values: Tensor, layout: SetLayout) -> tuple[Tensor, Tensor]:
-    """Return the interaction tokens' keys and values, list after list, [shared rows, heads, dim] each.
+def fill_up(keys: Tensor, values: Tensor, layout: SetLayout) -> Shared:
+    """Return the interaction tokens' keys and values [passages, heads, dim] with those drawn for short lists.
 
     With `fill_to`, each list of fewer passages gets drawn ones behind its own: the list's mean plus a Gaussian
     combination of its centred states, the same for keys and values, which keeps their joint covariance.
     """
-    if layout.interaction == "none":
-        return keys[:0], values[:0]
-    keys, values = keys[layout.first_rows], values[layout.first_rows]
     if not layout.fill_to:
         return keys, values
     filled: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -135,17 +220,6 @@ def shared_states(keys: Tensor, values: Tensor, layout: SetLayout) -> tuple[Tens
             mean = states.mean(0)
             kept += [states, mean + torch.einsum("ds,shf->dhf", weights, states - mean)]
     return torch.cat(filled[0]), torch.cat(filled[1])
-
-
-def list_slices(layout: SetLayout, cls_only: bool) -> Iterator[tuple[list[Run], slice, slice]]:
-    """Yield, list by list, its runs, the rows of its queries and the rows of its shared keys."""
-    token = passage = shared = 0
-    for runs, size in zip(layout.lists, layout.list_sizes):
-        tokens = sum(run.size * run.length for run in runs)
-        rows = slice(passage, passage + size) if cls_only else slice(token, token + tokens)
-        kept = 0 if layout.interaction == "none" else max(size, layout.fill_to)
-        yield runs, rows, slice(shared, shared + kept)
-        token, passage, shared = token + tokens, passage + size, shared + kept
 
 
 def query_rows(run: Run, cls_only: bool) -> slice:
@@ -170,21 +244,23 @@ class SplitAttention(torch.autograd.Function):
     """Both parts by the CPU's flash kernel, merged by log-sum-exp; keeps no attention matrix for the backward pass."""
 
     @staticmethod
-    def forward(ctx, queries, keys, values, shared_keys, shared_values, layout, scale, cls_only):  # type: ignore[no-untyped-def]
+    def forward(ctx, queries, keys, values, shared_keys, shared_values, chunk, scale, cls_only):  # type: ignore[no-untyped-def]
         attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output = torch.empty_like(queries)  # [query rows, heads, dim]
         lse = queries.new_empty(queries.shape[:2], dtype=_accurate(queries.dtype))  # [query rows, heads]
-        for runs, rows, shared in list_slices(layout, cls_only):
-            for run in runs:
+        layout = chunk.layout
+        for part in chunk.parts:
+            rows, shared = part.query_rows(cls_only), part.shared
+            for run in part.runs:
                 own = query_rows(run, cls_only)
-                part, part_lse = attend(
+                alone, alone_lse = attend(
                     by_passage(queries[own], run.size),
                     own_states(keys, run, layout),
                     own_states(values, run, layout),
                     scale=scale,
                 )
-                by_passage(output[own], run.size).copy_(part)
-                lse[own].unflatten(0, (run.size, -1)).copy_(part_lse.transpose(1, 2))
+                by_passage(output[own], run.size).copy_(alone)
+                lse[own].unflatten(0, (run.size, -1)).copy_(alone_lse.transpose(1, 2))
             if shared.stop == shared.start:
                 continue
             others, others_lse = attend(
@@ -199,25 +275,25 @@ class SplitAttention(torch.autograd.Function):
             output[rows] = merged.to(output.dtype)
             lse[rows] = torch.logaddexp(lse[rows], others_lse)
         ctx.save_for_backward(queries, keys, values, shared_keys, shared_values, output, lse)
-        ctx.layout, ctx.scale, ctx.cls_only = layout, scale, cls_only
+        ctx.chunk, ctx.scale, ctx.cls_only = chunk, scale, cls_only
         return output
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         queries, keys, values, shared_keys, shared_values, output, lse = ctx.saved_tensors
         attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        layout, cls_only = ctx.layout, ctx.cls_only
+        chunk, layout, cls_only = ctx.chunk, ctx.chunk.layout, ctx.cls_only
         grad = grad.contiguous()
         grads = [torch.zeros_like(states) for states in (queries, keys, values, shared_keys, shared_values)]
         grad_queries, grad_keys, grad_values, grad_shared_keys, grad_shared_values = grads
 
-        def part(rows: slice, count: int, part_keys: Tensor, part_values: Tensor, discount: float = 0.0):  # type: ignore[no-untyped-def]
+        def share(rows: slice, count: int, own_keys: Tensor, own_values: Tensor, discount: float = 0.0):  # type: ignore[no-untyped-def]
             # with the merged output and log-sum-exp the kernel gives exactly this part's share of the gradient
             return attend_backward(
                 by_passage(grad[rows], count),
                 by_passage(queries[rows], count),
-                part_keys,
-                part_values,
+                own_keys,
+                own_values,
                 by_passage(output[rows], count),
                 (lse[rows] + discount).unflatten(0, (count, -1)).transpose(1, 2),
                 0.0,
@@ -225,16 +301,17 @@ class SplitAttention(torch.autograd.Function):
                 scale=ctx.scale,
             )
 
-        for runs, rows, shared in list_slices(layout, cls_only):
-            for run in runs:
+        for part in chunk.parts:
+            rows, shared = part.query_rows(cls_only), part.shared
+            for run in part.runs:
                 own = query_rows(run, cls_only)
-                dq, dk, dv = part(own, run.size, own_states(keys, run, layout), own_states(values, run, layout))
+                dq, dk, dv = share(own, run.size, own_states(keys, run, layout), own_states(values, run, layout))
                 by_passage(grad_queries[own], run.size).copy_(dq)
                 own_states(grad_keys, run, layout).copy_(dk)
                 own_states(grad_values, run, layout).copy_(dv)
             if shared.stop > shared.start:
                 shared_states = by_passage(shared_keys[shared], 1), by_passage(shared_values[shared], 1)
-                dq, dk, dv = part(rows, 1, *shared_states, layout.discount(shared))
+                dq, dk, dv = share(rows, 1, *shared_states, layout.discount(shared))
                 by_passage(grad_queries[rows], 1).add_(dq)
                 by_passage(grad_shared_keys[shared], 1).copy_(dk)
                 by_passage(grad_shared_values[shared], 1).copy_(dv)
@@ -245,8 +322,8 @@ def plain_attention(
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
-    shared: tuple[Tensor, Tensor],
-    layout: SetLayout,
+    shared: Shared,
+    chunk: Chunk,
     scale: float,
     cls_only: bool,
     dropout: float,
@@ -258,16 +335,18 @@ def plain_attention(
     tokens of the other passages have no place in the passage and are seen from everywhere.
     """
     outputs = []
-    for runs, _, rows in list_slices(layout, cls_only):
-        shared_keys, shared_values = (by_passage(states[rows], 1) for states in shared)
-        for run in runs:
+    layout = chunk.layout
+    for part in chunk.parts:
+        shared_keys, shared_values = (by_passage(states[part.shared], 1) for states in shared)
+        for run in part.runs:
             run_queries = by_passage(queries[query_rows(run, cls_only)], run.size)  # [passages, heads, rows, dim]
             own_keys, own_values = own_states(keys, run, layout), own_states(values, run, layout)
-            to_shared = run_queries @ shared_keys.mT.expand(run.size, -1, -1, -1) * scale - layout.discount(rows)
+            to_shared = run_queries @ shared_keys.mT.expand(run.size, -1, -1, -1) * scale - layout.discount(part.shared)
             weights = torch.cat([run_queries @ own_keys.mT * scale, to_shared], dim=-1)
             weights = weights.to(_accurate(weights.dtype))
             if window is not None:
-                hidden = _outside_window(run, runs[0].passage, weights.shape[-1], layout, window, cls_only)
+                place = part.before + run.passage - part.passages.start  # in the list
+                hidden = _outside_window(run, place, weights.shape[-1], layout, window, cls_only)
                 weights = weights.masked_fill(hidden, -torch.inf)
             weights = nn.functional.dropout(weights.softmax(-1).to(queries.dtype), dropout, training=dropout > 0)
             own, others = weights.split([own_keys.shape[2], shared_keys.shape[2]], dim=-1)
@@ -276,7 +355,7 @@ def plain_attention(
     return torch.cat(outputs)
 
 
-def _outside_window(run: Run, first: int, num_keys: int, layout: SetLayout, window: int, cls_only: bool) -> Tensor:
+def _outside_window(run: Run, place: int, num_keys: int, layout: SetLayout, window: int, cls_only: bool) -> Tensor:
     """Return which keys a window hides: bool [passages, 1, rows, own keys + shared keys]."""
     positions = torch.arange(run.length, device=layout.device)
     if layout.interaction == "int":
@@ -287,7 +366,7 @@ def _outside_window(run: Run, first: int, num_keys: int, layout: SetLayout, wind
         return is_far[None, None]
     hidden = torch.zeros(run.size, 1, len(rows), num_keys, dtype=torch.bool, device=layout.device)
     hidden[..., : run.length - 1] = is_far[:, 1:]
-    columns = run.length - 1 + run.passage - first + torch.arange(run.size, device=layout.device)
+    columns = run.length - 1 + place + torch.arange(run.size, device=layout.device)
     passages = torch.arange(run.size, device=layout.device)
     hidden[passages, 0, :, columns] = is_far[:, 0]
     return hidden

@@ -10,12 +10,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .attention import ATTENTION, SetLayout
+from .chunking import chunk_layers, cut_last_layer
 from .configuration import SetEncoderConfig
 from .packing import unpack
 from .tokenization import SetEncoderTokenizer
 
 FAMILIES = "BERT, ELECTRA, RoBERTa, XLM-RoBERTa, DistilBERT, ModernBERT"
-HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
+WEIGHT_ALIGNMENT = 64  # bytes
+CPU_CHUNK = 2_048  # tokens: the intermediate states of so many stay in the cache
 OWN_FIELDS = (
     "interaction",
     "depth",
@@ -60,7 +62,8 @@ class SetEncoderForReranking(PreTrainedModel):
         embeddings = getattr(encoder, "embeddings", None)
         is_offset = hasattr(embeddings, "create_position_ids_from_input_ids")  # RoBERTa counts from padding_idx + 1
         self.position_offset = encoder.config.pad_token_id + 1 if is_offset else 0
-        cut_last_layer(encoder)
+        cut_last_layer(chunk_layers(encoder)[-1])
+        self.max_tokens_per_chunk: int | None = None
         self.tokenizer: SetEncoderTokenizer | None = None
         self.post_init()
 
@@ -92,6 +95,7 @@ class SetEncoderForReranking(PreTrainedModel):
         for model in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(model, PreTrainedModel):
                 model._weight_conversions = None
+                align_weights(model)
         return loaded
 
     @classmethod
@@ -105,6 +109,7 @@ class SetEncoderForReranking(PreTrainedModel):
         options = encoder_options(backbone_config)
         encoder = AutoModel.from_pretrained(name_or_path, *args, config=backbone_config, **options, **kwargs)
         encoder._weight_conversions = None
+        align_weights(encoder)
         config = SetEncoderConfig(encoder_config=encoder.config, **own)
         config.dtype = encoder.dtype
         tokenizer = SetEncoderTokenizer.from_pretrained(
@@ -185,6 +190,7 @@ class SetEncoderForReranking(PreTrainedModel):
                 fill_to=fill_to,
                 normalize=self.config.normalize_interaction,
                 device=input_ids.device,
+                max_tokens=self.max_tokens_per_chunk or default_chunk(input_ids.device, self.training),
             )
             tokens = slice(token, token + sum(layout.lengths))
             token_types = None if token_type_ids is None else token_type_ids[:, tokens]
@@ -200,15 +206,7 @@ class SetEncoderForReranking(PreTrainedModel):
         output = self.encoder(
             input_ids=input_ids, position_ids=position_ids + self.position_offset, set_layout=layout, **inputs
         )
-        if layout.calls != self.encoder.config.num_hidden_layers:
-            raise RuntimeError(
-                f"set attention was used in {layout.calls} of {self.encoder.config.num_hidden_layers} layers: the "
-                f"encoder's attention was replaced (it is {self.encoder.config._attn_implementation!r}, not "
-                f"{ATTENTION!r}), and the scores would not be a Set-Encoder's"
-            )
-        states = output.last_hidden_state[0]  # [tokens, hidden], or [passages, hidden] where the last layer is cut
-        if len(states) != len(layout.lengths):
-            states = states[layout.cls_rows]
+        states = output.last_hidden_state[0]  # [passages, hidden]: the last layer gives `[CLS]` alone
         # the head in float32: bfloat16 has too few digits to tell a hundred passages apart
         bias = None if self.linear.bias is None else self.linear.bias.float()
         with torch.autocast(states.device.type, enabled=False):
@@ -246,6 +244,23 @@ class SetEncoderForReranking(PreTrainedModel):
             self.tokenizer.save_pretrained(save_directory)
 
 
+def align_weights(model: nn.Module) -> None:
+    """Copy weights that lie at an odd address, as those of a memory-mapped file do, to where torch would put them.
+
+    Kernels may round otherwise where a row is not aligned, so that a saved model would not score to the bit as before.
+    """
+    for weight in model.parameters():
+        if weight.device.type == "cpu" and weight.data_ptr() % WEIGHT_ALIGNMENT:
+            weight.data = weight.data.clone()
+
+
+def default_chunk(device: torch.device, training: bool) -> int | None:
+    """Return how many tokens a layer works on at a time where nobody said so: what measured best, or `None` for all."""
+    if device.type == "cpu":
+        return CPU_CHUNK
+    return None
+
+
 def set_dropout(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
     """Move `attention_dropout` and `hidden_dropout` from `kwargs` into a backbone's configuration."""
     for ours, theirs in DROPOUTS.items():
@@ -274,30 +289,6 @@ def encoder_options(config: PreTrainedConfig) -> dict[str, Any]:
     if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
         options["add_pooling_layer"] = False
     return options
-
-
-def cut_last_layer(encoder: PreTrainedModel) -> None:
-    """Let the last layer of a BERT-like encoder compute its feed-forward part for `[CLS]` alone.
-
-    Only the last `[CLS]` is scored, so behind the last attention all other rows are waste: three quarters of a
-    layer's multiplications. The attention's output module is the one place that sees both the attention's output and
-    its residual; encoders without such a module compute the last layer whole.
-    """
-    layers = getattr(getattr(encoder, "encoder", None), "layer", None)
-    attention: Any = getattr(layers[-1], "attention", None) if layers else None
-    if layers is None or not hasattr(attention, "self") or not hasattr(attention, "output"):
-        return
-    layouts: list[SetLayout] = []
-
-    def remember(_module: nn.Module, _args: tuple, kwargs: dict) -> None:
-        layouts[:] = [kwargs["set_layout"]] if "set_layout" in kwargs else []
-
-    def keep_cls(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(states[:, layouts[0].cls_rows] for states in args) if layouts else args
-
-    attention.self.score_rows_only = True
-    layers[-1].register_forward_pre_hook(remember, with_kwargs=True)
-    attention.output.register_forward_pre_hook(keep_cls)
 
 
 AutoModelForSequenceClassification.register(SetEncoderConfig, SetEncoderForReranking, exist_ok=True)

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from conftest import WORDS
+from setenc_hf.chunking import ChunkedLayer
 from setenc_hf.configuration import SetEncoderConfig
 from setenc_hf.modeling import SetEncoderForReranking
 from setenc_hf.tokenization import SetEncoderTokenizer
@@ -78,10 +79,14 @@ def defined_scores(model, tokenizer, query: str, passages: list[str]) -> torch.T
     types = {"token_type_ids": (torch.arange(longest) >= first).long().expand(len(rows), -1)}
     position = {"int": 1, "cls": 0, "none": None}[model.config.interaction]
     model.encoder.config._attn_implementation = "defined_sdpa"
-    layers = getattr(getattr(model.encoder, "encoder", None), "layer", [])
-    hooks = [module._forward_pre_hooks.copy() for module in (layers[-1].attention.output,)] if len(layers) else []
-    if hooks:
-        layers[-1].attention.output._forward_pre_hooks.clear()
+    layers = [module for module in model.encoder.modules() if isinstance(module, ChunkedLayer)]
+    ours = type(layers[0])
+    for layer in layers:
+        layer.__class__ = ours.__bases__[1]  # the backbone's own
+    hooked = [module for module in layers[-1].modules() if module._forward_pre_hooks]
+    hooks = [module._forward_pre_hooks.copy() for module in hooked]
+    for module in hooked:
+        module._forward_pre_hooks.clear()
     try:
         states = model.encoder(
             input_ids=ids,
@@ -93,15 +98,19 @@ def defined_scores(model, tokenizer, query: str, passages: list[str]) -> torch.T
         ).last_hidden_state
     finally:
         model.encoder.config._attn_implementation = "setenc_sdpa"
-        if hooks:
-            layers[-1].attention.output._forward_pre_hooks.update(hooks[0])
+        for layer in layers:
+            layer.__class__ = ours
+        for module, kept in zip(hooked, hooks):
+            module._forward_pre_hooks.update(kept)
     return model.linear(states[:, 0])[:, 0]
 
 
+@pytest.mark.parametrize("max_tokens", [None, 40])  # all in one chunk, or a few passages at a time
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("interaction", INTERACTIONS)
-def test_scores_and_gradients_equal_the_definition(backbones, family, interaction, normalize):
+def test_scores_and_gradients_equal_the_definition(backbones, family, interaction, normalize, max_tokens):
     model, tokenizer = load(backbones[family], interaction, normalize_interaction=normalize)
+    model.max_tokens_per_chunk = max_tokens
     query, passages = "life cycle of the flea", make_passages(7)
     expected = defined_scores(model, tokenizer, query, passages)
     direction = torch.randn(7, generator=torch.Generator().manual_seed(0))
@@ -213,9 +222,11 @@ def test_missing_passages_are_drawn_in_training_only(backbones):
     torch.testing.assert_close(model.train()(**full).logits, model.eval()(**full).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("max_tokens", [None, 40])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_gives_the_same_gradients(backbones, family, reentrant):
+def test_gradient_checkpointing_gives_the_same_gradients(backbones, family, reentrant, max_tokens):
     model, tokenizer = load(backbones[family])
+    model.max_tokens_per_chunk = max_tokens
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -284,7 +295,7 @@ def test_replaced_attention_raises(backbones, family):
     with pytest.raises(ValueError, match="cannot be 'sdpa'"):
         model.set_attn_implementation("sdpa")
     model.encoder.config._attn_implementation = "sdpa"
-    with pytest.raises(RuntimeError, match="0 of 3 layers"):
+    with pytest.raises(RuntimeError, match="did not call the set attention"):
         model(**batch)
 
 
