@@ -24,7 +24,7 @@ from .arguments import DataArguments, ModelArguments
 from .command import run_command
 from .errors import InputError
 from .lists import EvaluationLists, TrainingLists
-from .losses import LOSSES
+from .losses import parse_loss
 from .modeling import SetEncoderForReranking
 from .recipe import parse_recipe
 from .samples import ListwiseSamples
@@ -87,11 +87,13 @@ def load_data(
 
 def check_labels(args: DataArguments, train: TrainingLists) -> None:
     """Refuse labels that the loss or the sampling cannot use."""
+    needs = parse_loss(args.loss, args.loss_temperature).needs
     for samples in train.samples:
         kind = samples.labels_kind
-        if kind not in LOSSES[args.loss].needs:  # type: ignore[attr-defined]
-            needs = " or ".join(LOSSES[args.loss].needs)  # type: ignore[attr-defined]
-            raise InputError(f"loss {args.loss!r} needs labels of {needs}, {samples.folder} has labels of {kind}")
+        if kind not in needs:
+            raise InputError(
+                f"loss {args.loss!r} needs labels of {' or '.join(needs)}, {samples.folder} has labels of {kind}"
+            )
         if args.sampling == "single_relevant" and kind != "relevance":
             raise InputError(f"sampling 'single_relevant' needs labels of relevance, {samples.folder} has {kind}")
 
@@ -174,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     trainer = ListwiseTrainer(
         model=model,
         args=training,
-        loss=LOSSES[data_args.loss](temperature=data_args.loss_temperature),
+        loss=parse_loss(data_args.loss, data_args.loss_temperature),
         train_dataset=train,
         eval_dataset=(next(iter(evaluated.values())) if len(evaluated) == 1 else evaluated) or None,
         processing_class=tokenizer,
