@@ -66,6 +66,10 @@ class DataArguments:
         default=None,
         metadata={"help": "Stop after this many evaluations without a better `metric_for_best_model`."},
     )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Check recipe, data and model, say what the training would take, and write nothing."},
+    )
     overwrite_output: bool = field(default=False, metadata={"help": "Start over where output_dir holds a training."})
 
     def __post_init__(self) -> None:
