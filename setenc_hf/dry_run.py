@@ -55,7 +55,7 @@ def measure_tokens(train: TrainingLists, collator: ListwiseCollator, batch_size:
     """Collate batches of drawn lists of the first epoch, as training would, and count."""
     chosen = np.random.default_rng(train.seed).permutation(len(train))[: max(SAMPLED_LISTS, batch_size)]
     tokens, passages, keys = [], [], []
-    for first in range(0, len(chosen) - batch_size + 1 or 1, batch_size):
+    for first in range(0, max(len(chosen) - batch_size + 1, 1), batch_size):
         batch = collator([train[(0, int(number))] for number in chosen[first : first + batch_size]])
         lengths = batch["passage_lengths"].double()
         others = batch["num_passages"].repeat_interleave(batch["num_passages"])

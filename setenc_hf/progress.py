@@ -182,9 +182,19 @@ def draw_curves(path: Path, history: list[dict[str, Any]]) -> None:
     for place, (title, keys) in enumerate(panels.items(), start=1):
         axis = figure.add_subplot(rows, columns, place)
         for key in keys:
-            points = [(entry["step"], entry[key]) for entry in history if isinstance(entry.get(key), int | float)]
+            points: dict[int, float] = {}
+            for entry in history:
+                if isinstance(entry.get(key), int | float):  # an evaluation behind the end is of other weights
+                    points.setdefault(entry["step"], entry[key])
             label = key.removeprefix("eval_").rsplit("_", 1)[0] if len(keys) > 1 else None
-            axis.plot(*zip(*points), lw=1.4, marker="o" if len(points) < 40 else None, ms=2.5, label=label)
+            axis.plot(
+                list(points),
+                list(points.values()),
+                lw=1.4,
+                marker="o" if len(points) < 40 else None,
+                ms=2.5,
+                label=label,
+            )
         axis.set_title(title, fontsize=10)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.tick_params(labelsize=8)
