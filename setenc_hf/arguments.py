@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from .errors import InputError
-from .losses import LOSSES
+from .losses import LOSSES, parse_loss
 from .sampling import STRATEGIES
 
 
@@ -51,15 +51,31 @@ class DataArguments:
     sample_size: int = field(default=8, metadata={"help": "Passages of a list in training."})
     sample_depth: int | None = field(default=None, metadata={"help": "Draw from each run down to this rank only."})
     eval_depth: int = field(default=100, metadata={"help": "Passages re-ranked of each evaluation list."})
-    loss: str = field(default="ranknet", metadata={"help": "Training loss.", "choices": list(LOSSES)})
-    loss_temperature: float = field(default=1.0, metadata={"help": "Divides the scores in the loss."})
+    loss: str = field(
+        default="ranknet",
+        metadata={
+            "nargs": "+",  # a recipe may give the terms of a mixture as a list
+            "help": f"Training loss, one of {', '.join(LOSSES)}; with options and mixed, as in "
+            "'lambdaloss(weighting=ndcg2pp, k=10) + 0.5 * infonce'.",
+        },
+    )
+    loss_temperature: float = field(
+        default=1.0, metadata={"help": "Divides the scores in every loss that does not name its own temperature."}
+    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={"help": "Stop after this many evaluations without a better `metric_for_best_model`."},
     )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Check recipe, data and model, say what the training would take, and write nothing."},
+    )
     overwrite_output: bool = field(default=False, metadata={"help": "Start over where output_dir holds a training."})
 
     def __post_init__(self) -> None:
+        if isinstance(self.loss, list):
+            self.loss = " + ".join(self.loss)
+        parse_loss(self.loss, self.loss_temperature)
         if self.sample_size < 2:
             raise InputError(f"`sample_size` must be at least 2 (one passage has no order), got {self.sample_size}")
         if self.sample_depth is not None and self.sample_depth < 2:

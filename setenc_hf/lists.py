@@ -26,6 +26,7 @@ class TrainingLists(Dataset):
         sample_size: passages of a list; shorter lists are taken whole.
         depth: draw from the top `depth` of the run only (passages added from the judgements count as within).
         seed: of all draws.
+        store_tokens: keep the tokens beside the samples; else they are made from the text at every call.
 
     Lists that cannot teach anything under the strategy (without a relevant or a non-relevant passage for
     `single_relevant`, of a single passage for any) are left out; `left_out` says how many and why.
@@ -39,6 +40,7 @@ class TrainingLists(Dataset):
         sample_size: int,
         depth: int | None = None,
         seed: int = 42,
+        store_tokens: bool = True,
     ) -> None:
         if strategy not in STRATEGIES:
             raise InputError(f"`sampling` is one of {', '.join(STRATEGIES)}, got {strategy!r}")
@@ -47,7 +49,7 @@ class TrainingLists(Dataset):
                 f"`sample_size` must be at least 2 (a list of one has no order to learn), got {sample_size}"
             )
         self.samples = list(samples)
-        self.tokens = [SampleTokens.of(part, tokenizer.backend) for part in self.samples]
+        self.tokens = [SampleTokens.of(part, tokenizer.backend, store_tokens) for part in self.samples]
         self.draw = STRATEGIES[strategy]
         self.sample_size, self.depth, self.seed = sample_size, depth, seed
         self.epoch = 0
@@ -117,19 +119,34 @@ class EvaluationLists(Dataset):
         samples: an opened folder with labels of relevance.
         tokenizer: whose tokens to give.
         depth: passages re-ranked of each list; those added from the judgements never are.
+        store_tokens: as for [`TrainingLists`].
+
+    A list of which no retrieved passage is there (none down to `depth` has a text) is left out, with its query's
+    judgements; `left_out` says how many.
     """
 
-    def __init__(self, samples: ListwiseSamples, tokenizer: SetEncoderTokenizer, depth: int = 100) -> None:
+    def __init__(
+        self, samples: ListwiseSamples, tokenizer: SetEncoderTokenizer, depth: int = 100, store_tokens: bool = True
+    ) -> None:
         self.samples = samples
-        self.tokens = SampleTokens.of(samples, tokenizer.backend)
+        self.tokens = SampleTokens.of(samples, tokenizer.backend, store_tokens)
         self.depth = depth
-        self.qrels = samples.qrels()
+        best = samples.best_ranks()
+        is_out = (best < 1) | (best > depth)
+        self.rows = np.flatnonzero(~is_out)
+        if not len(self.rows):
+            raise InputError(f"{samples.folder}: no list has a retrieved passage down to rank {depth}")
+        self.left_out = {"lists without a retrieved passage": int(is_out.sum())} if is_out.any() else {}
+        query_ids = samples.query_ids()
+        missing = {query_ids[row] for row in np.flatnonzero(is_out)}
+        self.qrels = [qrel for qrel in samples.qrels() if qrel.query_id not in missing]
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.rows)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> dict[str, Any]:
         """Return `query_id`, `doc_ids`, `query_ids`, `passage_ids` and `labels` of a list."""
+        row = int(self.rows[number])
         sample = self.samples.samples[row]
         ranks = np.asarray(sample["ranks"])
         places = np.flatnonzero((ranks > 0) & (ranks <= self.depth))

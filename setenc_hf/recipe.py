@@ -1,6 +1,5 @@
 """Recipes: flat JSON files whose values the command line overrides."""
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import fields
@@ -9,7 +8,7 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
-from .errors import InputError
+from .errors import InputError, nearest
 from .files import check_readable
 
 
@@ -76,9 +75,3 @@ def recipe_words(recipe: dict[str, Any]) -> list[str]:
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}", *(part if isinstance(part, str) else json.dumps(part) for part in values)]
     return words
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """Return a hint at the name that was probably meant."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -148,6 +148,18 @@ class ListwiseSamples:
             counts.append(relevant[offsets[1:]] - relevant[offsets[:-1]])
         return np.concatenate(counts)
 
+    def best_ranks(self) -> np.ndarray:
+        """Return the best rank of a retrieved passage of each list [lists]; 0 where none was retrieved."""
+        best = []
+        for chunk in self._column("ranks").chunks:
+            offsets = np.asarray(chunk.offsets)
+            ranks = np.asarray(chunk.values)[: offsets[-1]]
+            unseen = np.iinfo(ranks.dtype).max
+            ranks = np.append(np.where(ranks > 0, ranks, unseen), unseen)  # so that an empty last list has a place
+            lowest = np.minimum.reduceat(ranks, offsets[:-1]) if len(chunk) else ranks[:0]
+            best.append(np.where((lowest == unseen) | (offsets[1:] == offsets[:-1]), 0, lowest))
+        return np.concatenate(best)
+
     def query_ids(self) -> list[str]:
         """Return the query of each list [lists]."""
         return self._column("query_id").to_pylist()

@@ -3,7 +3,8 @@
     accelerate launch -m setenc_hf.train recipes/stage1.json [--any_argument value]
 
 A recipe is a flat JSON file with fields of `TrainingArguments` and of `setenc_hf.arguments`; the command line
-overrides it. `--resume_from_checkpoint last` goes on where an interrupted training stopped.
+overrides it. `--resume_from_checkpoint last` goes on where an interrupted training stopped; `--dry-run` checks all of
+it, says what it would take and writes nothing.
 """
 
 import json
@@ -22,10 +23,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import DataArguments, ModelArguments
 from .command import run_command
+from .dry_run import report
 from .errors import InputError
 from .lists import EvaluationLists, TrainingLists
-from .losses import LOSSES
+from .losses import parse_loss
 from .modeling import SetEncoderForReranking
+from .progress import CurvesCallback
 from .recipe import parse_recipe
 from .samples import ListwiseSamples
 from .tokenization import SetEncoderTokenizer
@@ -55,10 +58,31 @@ def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoder
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"model {name_or_path!r} is no folder here, and the hub gave none: {reason}") from None
+    except ValueError as error:  # a backbone that cannot be a Set-Encoder
+        raise InputError(f"model {name_or_path!r}: {error}") from None
     settings = {name: getattr(model.config, name) for name in names}
     tokenizer = model.tokenizer or SetEncoderTokenizer.from_pretrained(name_or_path, revision=revision, **settings)
     model.tokenizer = tokenizer
+    check_lengths(model, tokenizer)
     return model, tokenizer
+
+
+def check_lengths(model: SetEncoderForReranking, tokenizer: SetEncoderTokenizer) -> None:
+    """Refuse lengths that need more positions than the backbone has: it would fail on the first long text."""
+    encoder = model.config.encoder_config
+    positions = getattr(encoder, "max_position_embeddings", None)
+    num_special = tokenizer.template.num_special
+    query_length, passage_length = tokenizer.query_length, tokenizer.passage_length
+    needed = num_special + query_length + passage_length
+    if positions is None or needed <= positions - model.position_offset:
+        return
+    longest = positions - model.position_offset - num_special - query_length
+    raise InputError(
+        f"`query_length` {query_length} and `passage_length` {passage_length} need {needed} positions "
+        f"with {num_special} special tokens, but the {encoder.model_type} backbone has "
+        f"{positions - model.position_offset}: lower "
+        + (f"`passage_length` to {longest} or less" if longest > 0 else "both")
+    )
 
 
 def load_data(
@@ -73,9 +97,12 @@ def load_data(
             sample_size=args.sample_size,
             depth=args.sample_depth,
             seed=training.data_seed if training.data_seed is not None else training.seed,
+            store_tokens=not args.dry_run,
         )
         evaluated = {
-            Path(folder).name: EvaluationLists(ListwiseSamples.open(folder), tokenizer, args.eval_depth)
+            Path(folder).name: EvaluationLists(
+                ListwiseSamples.open(folder), tokenizer, args.eval_depth, store_tokens=not args.dry_run
+            )
             for folder in args.eval_samples
         }
     if len(evaluated) < len(args.eval_samples):
@@ -87,11 +114,13 @@ def load_data(
 
 def check_labels(args: DataArguments, train: TrainingLists) -> None:
     """Refuse labels that the loss or the sampling cannot use."""
+    needs = parse_loss(args.loss, args.loss_temperature).needs
     for samples in train.samples:
         kind = samples.labels_kind
-        if kind not in LOSSES[args.loss].needs:  # type: ignore[attr-defined]
-            needs = " or ".join(LOSSES[args.loss].needs)  # type: ignore[attr-defined]
-            raise InputError(f"loss {args.loss!r} needs labels of {needs}, {samples.folder} has labels of {kind}")
+        if kind not in needs:
+            raise InputError(
+                f"loss {args.loss!r} needs labels of {' or '.join(needs)}, {samples.folder} has labels of {kind}"
+            )
         if args.sampling == "single_relevant" and kind != "relevance":
             raise InputError(f"sampling 'single_relevant' needs labels of relevance, {samples.folder} has {kind}")
 
@@ -126,17 +155,25 @@ def prepare_output(args: DataArguments, training: ListwiseTrainingArguments) -> 
                 f"{output}: holds an earlier training; go on with --resume_from_checkpoint last, start over with "
                 "--overwrite_output, or choose another --output_dir"
             )
-        if training.process_index == 0:
+        if training.process_index == 0 and not args.dry_run:
             shutil.rmtree(output)
     return None
 
 
-def describe(model: SetEncoderForReranking, train: TrainingLists, trainer: ListwiseTrainer, args: DataArguments) -> str:
+def describe(
+    model: SetEncoderForReranking,
+    train: TrainingLists,
+    evaluated: dict[str, EvaluationLists],
+    training: ListwiseTrainingArguments,
+    args: DataArguments,
+) -> str:
     """Return what is about to happen, in a few lines."""
-    training = trainer.args
     weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     lists = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     left_out = "".join(f"\n  left out: {count:,} {reason}" for reason, count in train.left_out.items())
+    for name, lists_of in evaluated.items():
+        left_out += f"\nevaluate  {len(lists_of):,} lists of {name}, depth {lists_of.depth}"
+        left_out += "".join(f"\n  left out: {count:,} {reason}" for reason, count in lists_of.left_out.items())
     return (
         f"model     {model.config.encoder_config.model_type}, {weights:,} trained weights, interaction "
         f"{model.config.interaction!r}, {model.config.query_length} + {model.config.passage_length} tokens\n"
@@ -168,20 +205,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     set_seed(training.seed)  # the new head must be the same on every process
     model, tokenizer = load_model(model_args)
     train, evaluated = load_data(data_args, tokenizer, training)
-    callbacks = []
+    if is_main:
+        print(describe(model, train, evaluated, training, data_args))
+    if data_args.dry_run:
+        if is_main:
+            print(f"{report(model, train, training)}\nDry run: nothing was written")
+        return {}
+    callbacks: list[Any] = [CurvesCallback()]
     if data_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(data_args.early_stopping_patience))
     trainer = ListwiseTrainer(
         model=model,
         args=training,
-        loss=LOSSES[data_args.loss](temperature=data_args.loss_temperature),
+        loss=parse_loss(data_args.loss, data_args.loss_temperature),
         train_dataset=train,
         eval_dataset=(next(iter(evaluated.values())) if len(evaluated) == 1 else evaluated) or None,
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    if is_main:
-        print(describe(model, train, trainer, data_args))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     measures = last_evaluation(trainer) or (trainer.evaluate() if evaluated else {})
     trainer.save_model()

@@ -8,12 +8,13 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
-from transformers import Trainer, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainingArguments
 
 from .errors import InputError
 from .lists import EpochSampler, EvaluationLists, ListwiseCollator, TrainingLists
 from .losses import ListwiseLoss
 from .measures import mean, parse_measures, per_query
+from .progress import TrainingBar, TrainingRecord
 
 
 @dataclass
@@ -58,6 +59,10 @@ class ListwiseTrainer(Trainer):
         self.label_names = ["labels"]  # forward() has no use for labels, so that Trainer cannot infer them
         self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation steps
         self.loss_is_scaled_for_ga = False
+        self.record = TrainingRecord()
+        self.add_callback(self.record)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(TrainingBar())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         # the stock sampler draws from the global random state; ours gives a resumed run the very same lists
@@ -71,7 +76,13 @@ class ListwiseTrainer(Trainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         loss = self.loss(outputs.logits, labels)
+        if self.model.training:
+            self.record.add(inputs, outputs.logits, labels)
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # an entry of the training, which every process makes at the same step
+        super().log(logs | self.record.read(self.accelerator) if "loss" in logs else logs, start_time)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

@@ -286,7 +286,12 @@ def test_the_command_resumes_where_an_interrupted_training_stopped(backbones, sa
         ({"learning_rat": 1}, [], r"recipe.json: no field 'learning_rat'; did you mean 'learning_rate'?"),
         ({"learning_rate": "fast"}, [], r"recipe.json: argument --learning_rate.*invalid float value: 'fast'"),
         ({"max_steps": 1.5}, [], r"recipe.json: argument --max_steps.*invalid int value: '1.5'"),
-        ({"loss": "ranknett"}, [], r"recipe.json: argument --loss: invalid choice: 'ranknett'"),
+        ({"loss": "ranknett"}, [], r"loss 'ranknett': no such loss; did you mean 'ranknet'?"),
+        (
+            {"loss": ["ranknet", "2 * infonce(temprature=2)"]},
+            [],
+            r"no option 'temprature'; did you mean 'temperature'?",
+        ),
         ({}, ["--sample-siz", "3"], r"--sample-siz: no such argument; did you mean 'sample_size'?"),
         ({"sample_size": 1}, [], "`sample_size` must be at least 2"),
         ({"measures": ["nDCG@ten"]}, [], "'nDCG@ten' is no measure"),
@@ -310,6 +315,13 @@ def test_labels_that_the_loss_cannot_use_and_shared_queries_are_refused(backbone
     path = recipe(tmp_path, samples, backbones["bert"], train_samples=[str(tmp_path / "teacher")], loss="infonce")
     with pytest.raises(InputError, match="'infonce' needs labels of relevance, .*teacher has labels of rank"):
         train([path])
+    mixture = ["lambdaloss(weighting=none)", "0.5 * approx_ndcg"]
+    path = recipe(tmp_path, samples, backbones["bert"], train_samples=[str(tmp_path / "teacher")], loss=mixture)
+    message = r"loss 'lambdaloss\(weighting=none\) \+ 0.5 \* approx_ndcg' needs labels of relevance, .* labels of rank"
+    with pytest.raises(InputError, match=message):
+        train([path])
+    words = ["--loss", "ranknet", "0.5 * approx_ndcg(gain=linear)", "--eval_strategy", "no", "--max_steps", "1"]
+    train([path, *words, "--output_dir", str(tmp_path / "mixed")])
     path = recipe(tmp_path, samples, backbones["bert"], eval_samples=[str(samples / "train")])
     with pytest.raises(InputError, match="shares 6 queries with the training samples"):
         train([path])
