@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from . import varlen_attention
+from .varlen_attention import VarlenAttention
+
 # "sdpa" in the name makes transformers refuse encoders that do not support replaceable attention
 ATTENTION = "setenc_sdpa"
 
@@ -145,7 +148,7 @@ class InteractionTokens:
 
     def __init__(self, layout: SetLayout) -> None:
         self.layout = layout
-        self.is_used = False
+        self.is_used = self.cls_only = False
         self.shared: Shared | None = None
         self.cls_rows = torch.arange(len(layout.lengths), device=layout.device)
 
@@ -196,6 +199,8 @@ def set_attention(
     window = sliding_window if sliding_window is not None and set_layout.longest > sliding_window else None
     if dropout == 0 and window is None and queries.device.type == "cpu":
         attended = SplitAttention.apply(queries, keys, values, *shared, set_layout, scale, cls_only)
+    elif dropout == 0 and window is None and varlen_attention.is_available(queries):
+        attended = VarlenAttention.apply(queries, keys, values, *shared, set_layout, scale, cls_only)
     else:
         attended = plain_attention(queries, keys, values, shared, set_layout, scale, cls_only, dropout, window)
     if cls_only:

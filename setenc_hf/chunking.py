@@ -102,7 +102,7 @@ def chunk_layers(encoder: PreTrainedModel) -> list[nn.Module]:
 def chunked_class(layer_class: type[nn.Module]) -> type[nn.Module]:
     """Return the class of a backbone's layer with `ChunkedLayer` in front of it, under the same name."""
     if layer_class not in _classes:
-        made = type(layer_class.__name__, (ChunkedLayer, layer_class), {"__module__": layer_class.__module__})
+        made: Any = type(layer_class.__name__, (ChunkedLayer, layer_class), {"__module__": layer_class.__module__})
         made.forward = ChunkedLayer.forward  # without transformers' wrapper, which would checkpoint the whole layer
         _classes[layer_class] = made
     return _classes[layer_class]
@@ -119,7 +119,7 @@ def cut_last_layer(layer: Any) -> None:
     attention's output and its residual; layers without such a module compute the feed-forward part of every row.
     """
     layer.is_last = True
-    attention = getattr(layer, "attention", None)
+    attention: Any = getattr(layer, "attention", None)
     if hasattr(attention, "self") and hasattr(attention, "output"):
         attention.output.register_forward_pre_hook(partial(_keep_cls, layer))
 
