@@ -8,6 +8,7 @@ import torch
 from transformers import BatchEncoding
 
 from .modeling import SetEncoderForReranking
+from .packing import Ids
 from .tokenization import SetEncoderTokenizer
 
 
@@ -28,21 +29,51 @@ class ScoredList(NamedTuple):
     scores: list[float]
 
 
+MAX_TOKENS_PER_BATCH = 16_384
+
+
 @torch.inference_mode()
 def score_lists(
-    model: SetEncoderForReranking, tokenizer: SetEncoderTokenizer, lists: Iterable[QueryPassages]
+    model: SetEncoderForReranking,
+    tokenizer: SetEncoderTokenizer,
+    lists: Iterable[QueryPassages],
+    max_tokens_per_batch: int = MAX_TOKENS_PER_BATCH,
 ) -> Iterator[ScoredList]:
-    """Yield the scores of each list, in order; every list is scored on its own, whatever comes before or after it."""
+    """Yield the scores of each list, in order; every list is scored on its own, whatever comes before or after it.
 
-    def prepare(item: QueryPassages) -> tuple[QueryPassages, BatchEncoding]:
-        return item, tokenizer(item.query, item.passages)
-
+    Short lists go to the device together, up to `max_tokens_per_batch` tokens and at least one list, which saves
+    copies and waiting; the next batch is tokenised and packed while the present one is computed.
+    """
     model.eval()
+    batches = pack_batches(tokenizer, lists, max_tokens_per_batch)
     with ThreadPoolExecutor(max_workers=1) as ahead:  # the tokenizer works outside Python's lock
-        source = iter(lists)
-        coming = ahead.submit(prepare, first) if (first := next(source, None)) is not None else None
-        while coming is not None:
-            item, packed = coming.result()
-            coming = ahead.submit(prepare, following) if (following := next(source, None)) is not None else None
-            scores = model(**packed.to(model.device)).logits[0]
-            yield ScoredList(item.query_id, item.doc_ids, scores.tolist())
+        coming = ahead.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = ahead.submit(next, batches, None)
+            items, packed = batch
+            rows = model(**packed.to(model.device)).logits.tolist()
+            for item, scores in zip(items, rows, strict=True):
+                yield ScoredList(item.query_id, item.doc_ids, scores[: len(item.passages)])
+
+
+def pack_batches(
+    tokenizer: SetEncoderTokenizer, lists: Iterable[QueryPassages], max_tokens: int
+) -> Iterator[tuple[list[QueryPassages], BatchEncoding]]:
+    """Tokenise lists and pack those that follow one another into batches of at most `max_tokens` tokens."""
+    items: list[QueryPassages] = []
+    queries: list[Ids] = []
+    passages: list[list[Ids]] = []
+    tokens = 0
+    for item in lists:
+        (query,) = tokenizer.encode_queries([item.query])
+        texts = tokenizer.encode_passages(item.passages)
+        size = sum(map(len, texts)) + len(texts) * (len(query) + tokenizer.template.num_special)
+        if items and tokens + size > max_tokens:
+            yield items, tokenizer.pack(queries, passages)
+            items, queries, passages, tokens = [], [], [], 0
+        items.append(item)
+        queries.append(query)
+        passages.append(texts)
+        tokens += size
+    if items:
+        yield items, tokenizer.pack(queries, passages)

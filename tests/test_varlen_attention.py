@@ -44,7 +44,9 @@ def attend_backward(grad, queries, keys, values, output, lse, segments, scale):
 def test_it_equals_the_attention_of_the_cpu(monkeypatch, interaction, fill_to, normalize, cls_only, max_tokens):
     monkeypatch.setattr(varlen_attention, "attend", attend)
     monkeypatch.setattr(varlen_attention, "attend_backward", attend_backward)
-    layout = SetLayout([3, 5, 5, 7, 4, 4, 6], [4, 1, 2], interaction, fill_to, normalize, torch.device("cpu"), max_tokens)
+    layout = SetLayout(
+        [3, 5, 5, 7, 4, 4, 6], [4, 1, 2], interaction, fill_to, normalize, torch.device("cpu"), max_tokens
+    )
     draw = torch.Generator().manual_seed(0)
     rows = 0 if interaction == "none" else sum(max(size, fill_to) for size in (4, 1, 2))
     assert len(layout.chunks) == (1 if max_tokens is None else 4)
