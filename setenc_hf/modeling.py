@@ -1,6 +1,8 @@
 """The Set-Encoder: a backbone whose attention reaches across the passages of a query, and a linear layer on `[CLS]`."""
 
+import importlib
 import inspect
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from .tokenization import SetEncoderTokenizer
 
 FAMILIES = "BERT, ELECTRA, RoBERTa, XLM-RoBERTa, DistilBERT, ModernBERT"
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
+ADAPTER_FILE = "adapter_config.json"
 OWN_FIELDS = (
     "interaction",
     "depth",
@@ -35,8 +38,8 @@ DROPOUTS = {
 class SetEncoderForReranking(PreTrainedModel):
     """Scores the passages of a query together (Schlatt et al., ECIR 2025, arXiv 2404.06912).
 
-    `from_pretrained` opens a folder or hub id of our own, of lightning-ir's `set-encoder` models, or of a plain
-    backbone, which gets a new linear layer and, where its vocabulary lacks it, an embedding for `[INT]`.
+    `from_pretrained` opens a folder or hub id of our own (an adapter too), of lightning-ir's `set-encoder` models, or
+    of a plain backbone, which gets a new linear layer and, where its vocabulary lacks it, an embedding for `[INT]`.
     """
 
     config_class = SetEncoderConfig
@@ -75,11 +78,16 @@ class SetEncoderForReranking(PreTrainedModel):
 
         Raises `ValueError` for a backbone whose attention cannot be replaced, by name.
         """
-        hub: dict[str, Any] = {
-            key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs
-        }
+        hub: dict[str, Any] = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        found = kwargs.get("adapter_kwargs") or {}  # an Auto class hands an adapter over in this way
+        if "_adapter_model_path" in found:
+            return open_adapter(cls, found["_adapter_model_path"], {**kwargs, "revision": found.get("revision")})
+        if os.path.isfile(os.path.join(name_or_path, ADAPTER_FILE)):
+            return open_adapter(cls, name_or_path, kwargs)
         if kwargs.get("config") is None:
             stored, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
+            if stored.get("is_adapter"):
+                return open_adapter(cls, name_or_path, kwargs)
             if stored.get("model_type") != SetEncoderConfig.model_type:
                 return cls._from_backbone(name_or_path, hub, *args, **kwargs)
             own = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
@@ -240,10 +248,21 @@ class SetEncoderForReranking(PreTrainedModel):
         return [{"index": index, "score": scores[index], "text": passages[index]} for index in order]
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Save the model, and the tokenizer with it where the model has one."""
+        """Save the model, and the tokenizer with it where the model has one; of an opened adapter, the adapter."""
+        if "adapter" in self.__dict__:
+            return self.adapter.save_pretrained(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
+
+
+def open_adapter(cls: type[SetEncoderForReranking], name_or_path: str, kwargs: dict[str, Any]) -> Any:
+    """Open an adapter with what only the package has; these modules also travel on their own, beside saved weights."""
+    try:
+        adapters = importlib.import_module("setenc_hf.adapters")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{name_or_path} is an adapter, which needs the package setenc_hf to be opened") from error
+    return adapters.open_adapter(cls, name_or_path, kwargs)
 
 
 def set_dropout(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:

@@ -50,6 +50,8 @@ def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoder
     names = ("interaction", "query_length", "passage_length")
     overrides = {name: value for name, value in asdict(args).items() if value is not None}
     name_or_path, revision = overrides.pop("model"), overrides.pop("model_revision", "main")
+    for name in ("peft", "peft_config", "license"):  # what is made of the model, not what it is
+        overrides.pop(name, None)
     try:
         model = SetEncoderForReranking.from_pretrained(name_or_path, revision=revision, **overrides)
     except OSError as error:
@@ -58,6 +60,10 @@ def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoder
     settings = {name: getattr(model.config, name) for name in names}
     tokenizer = model.tokenizer or SetEncoderTokenizer.from_pretrained(name_or_path, revision=revision, **settings)
     model.tokenizer = tokenizer
+    if "adapter" in model.__dict__:  # an adapter that was trained before: go on from what it makes of its base
+        from .adapters import merge
+
+        model = merge(model)
     return model, tokenizer
 
 
@@ -171,8 +177,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     callbacks = []
     if data_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(data_args.early_stopping_patience))
+    trained: Any = model
+    if model_args.peft is not None:
+        from .adapters import AdapterCallback, add_adapter
+
+        trained = add_adapter(model, model_args.peft, model_args.peft_config, model_args.model_revision)
+        callbacks.append(AdapterCallback(training, checkpoint))
     trainer = ListwiseTrainer(
-        model=model,
+        model=trained,
         args=training,
         loss=LOSSES[data_args.loss](temperature=data_args.loss_temperature),
         train_dataset=train,
