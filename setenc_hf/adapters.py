@@ -203,7 +203,8 @@ def open_adapter(
         stored_names = set(file.keys())
     if any("trainable_tokens_delta" in name for name in stored_names):
         add_interaction_row(config, base)
-    adapter = SetEncoderAdapter.from_pretrained(base, str(folder), config=config)
+    config.inference_mode = True
+    adapter = SetEncoderAdapter(base, config)
     expected = set(get_peft_model_state_dict(adapter, save_embedding_layers=False))
     if expected != stored_names:
         raise ValueError(
@@ -212,6 +213,7 @@ def open_adapter(
         )
     if not any(HEAD in name.split(".") for name in stored_names) and is_plain_backbone(base_name, hub):
         raise ValueError(f"{name_or_path}: has no score head, nor has its base {base_name!r}; it would be random")
+    adapter.load_adapter(str(folder), ADAPTER)
     model = adapter.get_base_model()
     model.__dict__["adapter"] = adapter  # past nn.Module's own bookkeeping: the adapter contains the model
     model.name_or_path = name_or_path
@@ -247,24 +249,23 @@ class AdapterCallback(TrainerCallback):
     """What AdaLoRA has to be told during training: how long it is, and when a step is done.
 
     Args:
+        adapter: what is trained.
         args: the training arguments.
         checkpoint: the folder that training resumes from, if any.
     """
 
-    def __init__(self, args: TrainingArguments, checkpoint: str | None = None) -> None:
-        self.args, self.checkpoint = args, checkpoint
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        config = model.peft_config[ADAPTER]
-        if config.peft_type is not PeftType.ADALORA:
-            return
-        if self.checkpoint is not None or args.load_best_model_at_end:
-            wish = "resume_from_checkpoint" if self.checkpoint is not None else "load_best_model_at_end"
+    def __init__(self, adapter: SetEncoderAdapter, args: TrainingArguments, checkpoint: str | None = None) -> None:
+        self.is_adalora = adapter.peft_config[ADAPTER].peft_type is PeftType.ADALORA
+        if self.is_adalora and (checkpoint is not None or args.load_best_model_at_end):
+            wish = "resume_from_checkpoint" if checkpoint is not None else "load_best_model_at_end"
             raise InputError(
                 f"`{wish}` cannot be had with adalora: how it shares out its ranks is in no checkpoint, and the "
                 "weights would not be those of an uninterrupted training; use lora"
             )
-        if config.total_step == UNKNOWN_STEPS:
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        config = model.peft_config[ADAPTER]
+        if self.is_adalora and config.total_step == UNKNOWN_STEPS:
             if config.tinit + config.tfinal >= state.max_steps:
                 raise InputError(
                     f"`peft_config`: tinit {config.tinit} and tfinal {config.tfinal} leave none of the "
@@ -273,5 +274,5 @@ class AdapterCallback(TrainerCallback):
             config.total_step = state.max_steps
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if model.peft_config[ADAPTER].peft_type is PeftType.ADALORA:
+        if self.is_adalora:
             model.base_model.update_and_allocate(state.global_step + 1)  # counted from 1, so that the last one is met

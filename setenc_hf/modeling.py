@@ -320,3 +320,6 @@ def cut_last_layer(encoder: PreTrainedModel) -> None:
 
 
 AutoModelForSequenceClassification.register(SetEncoderConfig, SetEncoderForReranking, exist_ok=True)
+# a saved model carries these modules, so that it opens with trust_remote_code where this package is not installed
+SetEncoderConfig.register_for_auto_class()
+SetEncoderForReranking.register_for_auto_class("AutoModelForSequenceClassification")

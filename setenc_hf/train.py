@@ -182,8 +182,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         from .adapters import AdapterCallback, add_adapter
 
         trained = add_adapter(model, model_args.peft, model_args.peft_config, model_args.model_revision)
-        callbacks.append(AdapterCallback(training, checkpoint))
+        callbacks.append(AdapterCallback(trained, training, checkpoint))
+    recipe = {**asdict(model_args), **asdict(data_args), **training.to_sanitized_dict()}
     trainer = ListwiseTrainer(
+        recipe=recipe,
         model=trained,
         args=training,
         loss=LOSSES[data_args.loss](temperature=data_args.loss_temperature),
@@ -196,18 +198,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(describe(model, train, trainer, data_args))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     measures = last_evaluation(trainer) or (trainer.evaluate() if evaluated else {})
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # without a push: the files that go with it are not written yet
     trainer.save_state()
+    trainer.create_model_card()
     if is_main:
         output = Path(training.output_dir)
-        (output / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.json says the same to anyone
-        recipe = {**asdict(model_args), **asdict(data_args), **training.to_sanitized_dict()}
         (output / "recipe.json").write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n", "utf-8")
         figures = {"train_seconds": result.metrics["train_runtime"], "train_loss": result.training_loss, **measures}
         (output / "results.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
         for name, value in figures.items():
             print(f"{name:<28} {value:.4f}")
         print(f"Saved the model to {output}")
+    if training.push_to_hub:
+        trainer.push_to_hub()
+        if is_main:
+            print(f"Pushed it to {trainer.hub_model_id}")
     return measures
 
 
