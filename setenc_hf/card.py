@@ -28,7 +28,18 @@ CITATION = """@inproceedings{schlatt:2025,
   url       = {https://arxiv.org/abs/2404.06912}
 }"""
 # of a recipe, what says where this machine keeps things or how it logs, and nothing about the model
-LEFT_OUT = ("_dir", "_token", "hub_", "push_", "report_to", "logging_", "disable_tqdm", "run_name", "overwrite_", "license")
+LEFT_OUT = (
+    "_dir",
+    "_token",
+    "hub_",
+    "push_",
+    "report_to",
+    "logging_",
+    "disable_tqdm",
+    "run_name",
+    "overwrite_",
+    "license",
+)
 
 
 def write_card(trainer: "ListwiseTrainer", path: Path, **metadata: Any) -> None:
@@ -137,7 +148,9 @@ def measures_table(rows: list[tuple[str, str, float, float, int]]) -> str:
     if not rows:
         return "Nothing was measured during this training."
     table = ["| lists | measure | first stage | this model | step |", "| --- | --- | --- | --- | --- |"]
-    table += [f"| {lists} | {name} | {first:.4f} | {value:.4f} | {step:,} |" for lists, name, first, value, step in rows]
+    table += [
+        f"| {lists} | {name} | {first:.4f} | {value:.4f} | {step:,} |" for lists, name, first, value, step in rows
+    ]
     return "\n".join(table) + "\n\nThe first stage is the order of the very lists that the model re-ranked."
 
 
@@ -179,15 +192,16 @@ def training(trainer: "ListwiseTrainer") -> str:
     defaults: dict[str, Any] = {}
     for kind in (ModelArguments, DataArguments, type(args)):
         for field in fields(kind):
-            is_made = field.default is MISSING and field.default_factory is not MISSING
-            defaults[field.name] = field.default_factory() if is_made else field.default  # type: ignore[misc]
-    recipe = {
-        name: [Path(part).name for part in value] if name.endswith("_samples") else value
+            defaults[field.name] = field.default if field.default_factory is MISSING else field.default_factory()
+    recipe: dict[str, Any] = {
+        name: value
         for name, value in (trainer.recipe or args.to_sanitized_dict()).items()
         if value != defaults.get(name) and value is not None and not any(part in name for part in LEFT_OUT)
     }
+    for name in recipe.keys() & {"train_samples", "eval_samples"}:
+        recipe[name] = [Path(folder).name for folder in recipe[name]]
     if os.path.exists(str(recipe.get("model"))):
-        recipe["model"] = Path(recipe["model"]).name
+        recipe["model"] = Path(str(recipe["model"])).name
     parameters = list(trainer.model.parameters())
     trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
     total = sum(weight.numel() for weight in parameters)

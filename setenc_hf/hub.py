@@ -21,6 +21,7 @@ class HubTrainer(Trainer):
     """
 
     recipe: dict[str, Any]  # for the card; what the model was trained by, where that is more than `args`
+    push_in_progress: PushInProgress | None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -250,7 +250,8 @@ class SetEncoderForReranking(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Save the model, and the tokenizer with it where the model has one; of an opened adapter, the adapter."""
         if "adapter" in self.__dict__:
-            return self.adapter.save_pretrained(save_directory)
+            self.adapter.save_pretrained(save_directory)
+            return
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)

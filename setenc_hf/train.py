@@ -181,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if model_args.peft is not None:
         from .adapters import AdapterCallback, add_adapter
 
-        trained = add_adapter(model, model_args.peft, model_args.peft_config, model_args.model_revision)
+        settings: Any = model_args.peft_config
+        trained = add_adapter(model, model_args.peft, settings, model_args.model_revision)
         callbacks.append(AdapterCallback(trained, training, checkpoint))
     recipe = {**asdict(model_args), **asdict(data_args), **training.to_sanitized_dict()}
     trainer = ListwiseTrainer(

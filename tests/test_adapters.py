@@ -101,7 +101,7 @@ def test_the_head_and_the_row_of_int_are_trained_and_nothing_else_of_the_base(fa
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["adalora", "ia3", "ln_tuning", "loha", "vera", "oft"])
+@pytest.mark.parametrize("method", ["adalora", "ia3", "ln_tuning", "loha"])
 def test_other_methods_come_back_and_merge(method, backbones, tmp_path):
     adapter = trained(backbones["modernbert"], method)
     expected = scores(adapter.get_base_model())
