@@ -27,19 +27,18 @@ CITATION = """@inproceedings{schlatt:2025,
   year      = {2025},
   url       = {https://arxiv.org/abs/2404.06912}
 }"""
-# of a recipe, what says where this machine keeps things or how it logs, and nothing about the model
-LEFT_OUT = (
-    "_dir",
-    "_token",
-    "hub_",
-    "push_",
-    "report_to",
-    "logging_",
-    "disable_tqdm",
-    "run_name",
-    "overwrite_",
-    "license",
-)
+# of a recipe, what says where this machine keeps things, how it logs, or follows from the rest
+LEFT_OUT = ("_dir", "_token", "hub_", "push_", "report_to", "logging_", "disable_tqdm", "run_name", "overwrite_")
+LEFT_OUT += ("license", "accelerator_config", "do_eval", "do_train", "dataloader_", "use_cpu", "resume_from", "debug")
+ALWAYS = {
+    "learning_rate",
+    "lr_scheduler_type",
+    "per_device_train_batch_size",
+    "seed",
+    "loss",
+    "sampling",
+    "sample_size",
+}
 
 
 def write_card(trainer: "ListwiseTrainer", path: Path, **metadata: Any) -> None:
@@ -189,15 +188,7 @@ def source_hashes(sources: Mapping[str, Any], collection: str = "") -> Iterator[
 def training(trainer: "ListwiseTrainer") -> str:
     """Return the recipe where it differs from the defaults, the time it took, and the machine."""
     args = trainer.args
-    defaults: dict[str, Any] = {}
-    for kind in (ModelArguments, DataArguments, type(args)):
-        for field in fields(kind):
-            defaults[field.name] = field.default if field.default_factory is MISSING else field.default_factory()
-    recipe: dict[str, Any] = {
-        name: value
-        for name, value in (trainer.recipe or args.to_sanitized_dict()).items()
-        if value != defaults.get(name) and value is not None and not any(part in name for part in LEFT_OUT)
-    }
+    recipe = {name: value for name, value in changed_settings(trainer).items() if value not in (None, [], {})}
     for name in recipe.keys() & {"train_samples", "eval_samples"}:
         recipe[name] = [Path(folder).name for folder in recipe[name]]
     if os.path.exists(str(recipe.get("model"))):
@@ -212,6 +203,22 @@ def training(trainer: "ListwiseTrainer") -> str:
         f"{hardware()}. What the recipe changes of the defaults:\n\n"
         f"```json\n{json.dumps(recipe, indent=2, sort_keys=True, default=str)}\n```"
     )
+
+
+def changed_settings(trainer: "ListwiseTrainer") -> dict[str, Any]:
+    """Return what of the recipe and the training arguments is not as by default, and what one always asks for."""
+    settings = {}
+    for kind in (ModelArguments, DataArguments, type(trainer.args)):
+        for field in fields(kind):
+            if not field.init or any(part in field.name for part in LEFT_OUT):
+                continue
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            ours = trainer.recipe.get(field.name, default)
+            value = getattr(trainer.args, field.name) if kind is type(trainer.args) else ours
+            is_unset = value is MISSING or (default is None and value is False)
+            if not is_unset and (value != default or field.name in ALWAYS):
+                settings[field.name] = value
+    return settings
 
 
 def hardware() -> str:
