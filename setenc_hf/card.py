@@ -28,8 +28,19 @@ CITATION = """@inproceedings{schlatt:2025,
   url       = {https://arxiv.org/abs/2404.06912}
 }"""
 # of a recipe, what says where this machine keeps things, how it logs, or follows from the rest
-LEFT_OUT = ("_dir", "_token", "hub_", "push_", "report_to", "logging_", "disable_tqdm", "run_name", "overwrite_")
-LEFT_OUT += ("license", "accelerator_config", "do_eval", "do_train", "dataloader_", "use_cpu", "resume_from", "debug")
+LEFT_OUT = [
+    "_dir",
+    "_token",
+    "hub_",
+    "push_",
+    "report_to",
+    "logging_",
+    "disable_tqdm",
+    "run_name",
+    "overwrite_",
+    "license",
+]
+LEFT_OUT += ["accelerator_config", "do_eval", "do_train", "dataloader_", "use_cpu", "resume_from", "debug"]
 ALWAYS = {
     "learning_rate",
     "lr_scheduler_type",
