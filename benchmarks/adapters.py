@@ -1,9 +1,9 @@
 """LoRA against full fine-tuning: TREC DL 2021's lists are learnt, DL 2019's BM25 run is re-ranked.
 
-    python -m benchmarks.adapters --data D --output O [--steps 40] [--arms full lora]
+    python -m benchmarks.adapters --data D --output O [--steps 40] [--arms full lora] [--only train rerank]
 
 `D` holds `dl19` and `dl21`, each a collection with `runs/bm25.run`. What `O` holds already is not done again, so that
-the arms may be run one by one; the table at the end has all that are there.
+arms and steps may be run one by one; the table at the end has all that are there.
 """
 
 import argparse
@@ -50,25 +50,26 @@ def weights(folder: Path) -> tuple[int, int]:
     return count, size
 
 
-def train_and_rerank(arm: str, args: argparse.Namespace, output: Path) -> None:
-    """Train one arm, re-rank with it, and note what it took."""
-    model = output / arm
+def train(arm: str, args: argparse.Namespace, output: Path) -> dict[str, float]:
+    """Train one arm; return what it took."""
     options = ["--max_steps", str(args.steps), "--warmup_steps", str(max(args.steps // 10, 1)), "--overwrite_output"]
     options += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-    options += ["--report_to", "none", "--train_samples", str(output / "dl21"), "--output_dir", str(model)]
+    options += ["--report_to", "none", "--train_samples", str(output / "dl21"), "--output_dir", str(output / arm)]
     # the recipe names samples to evaluate on; here the measures are of the re-ranked run
     recipe = json.loads(Path("recipes/minilm-stage1.json").read_text("utf-8"))
     recipe.pop("eval_samples")
     path = output / "recipe.json"
     path.write_text(json.dumps(recipe), "utf-8")
-    trained = run("setenc_hf.train", str(path), "--model", backbone(), *options, *ARMS[arm])
+    return run("setenc_hf.train", str(path), "--model", backbone(), *options, *ARMS[arm])
+
+
+def rerank(arm: str, args: argparse.Namespace, output: Path) -> dict[str, float]:
+    """Re-rank DL 2019 with one arm; return what it took."""
     dl19 = Path(args.data) / "dl19"
-    reranked = run(
-        *("setenc_hf.rerank", "--model", str(model), "--run", str(dl19 / "runs/bm25.run"), "--collection", str(dl19)),
-        *("--dtype", "float32", "--output", str(output / f"{arm}.run")),
+    return run(
+        *("setenc_hf.rerank", "--model", str(output / arm), "--run", str(dl19 / "runs/bm25.run")),
+        *("--collection", str(dl19), "--dtype", "float32", "--output", str(output / f"{arm}.run")),
     )
-    figures = {"steps": args.steps, "train": trained, "rerank": reranked}
-    (output / f"{arm}.json").write_text(json.dumps(figures), "utf-8")
 
 
 def measure(data: Path, path: Path) -> str:
@@ -80,10 +81,12 @@ def measure(data: Path, path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adapters", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", required=True, help="folder with dl19 and dl21")
-    parser.add_argument("--output", required=True, help="folder for models and runs")
-    parser.add_argument("--steps", type=int, default=40, help="steps of 4 lists (default: %(default)s)")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    add = parser.add_argument
+    add("--data", required=True, help="folder with dl19 and dl21")
+    add("--output", required=True, help="folder for models and runs")
+    add("--steps", type=int, default=40, help="steps of 4 lists (default: %(default)s)")
+    add("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    add("--only", nargs="+", choices=["train", "rerank"], default=["train", "rerank"], help="do these steps now")
     args = parser.parse_args(argv)
     output, data = Path(args.output), Path(args.data)
     output.mkdir(parents=True, exist_ok=True)
@@ -91,13 +94,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         source = ("--run", str(data / "dl21/runs/bm25.run"), "--collection", str(data / "dl21"))
         run("data_prep.build_samples", *source, "--labels", "relevance", "--output", str(output / "dl21"))
     for arm in args.arms:
-        if not (output / f"{arm}.json").exists():
-            train_and_rerank(arm, args, output)
+        path = output / f"{arm}.json"
+        figures = json.loads(path.read_text("utf-8")) if path.exists() else {"steps": args.steps}
+        for step in (train, rerank):
+            if step.__name__ not in figures and step.__name__ in args.only:
+                figures[step.__name__] = step(arm, args, output)
+                path.write_text(json.dumps(figures), "utf-8")
     print(f"\n| | steps | {' | '.join(MEASURES)} | trained weights | saved, MB | training, CPU s | re-ranking, CPU s |")
     print("| --- " * 8 + "|")
     print(f"| BM25 | | {measure(data, data / 'dl19/runs/bm25.run')} | | | | |")
     for arm in ARMS:
-        if (output / f"{arm}.json").exists():
+        if (output / f"{arm}.run").exists():
             figures = json.loads((output / f"{arm}.json").read_text("utf-8"))
             count, size = weights(output / arm)
             print(
