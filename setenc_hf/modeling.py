@@ -100,6 +100,7 @@ class SetEncoderForReranking(PreTrainedModel):
         for model in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(model, PreTrainedModel):
                 model._weight_conversions = None
+        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
     @classmethod
@@ -122,7 +123,7 @@ class SetEncoderForReranking(PreTrainedModel):
             query_length=config.query_length,
             passage_length=config.passage_length,
         )
-        model = cls(config, encoder=encoder).to(encoder.dtype)
+        model = align_weights(cls(config, encoder=encoder).to(encoder.dtype))
         model.add_interaction_token(tokenizer)
         model.name_or_path = name_or_path
         model.tokenizer = tokenizer
@@ -264,6 +265,18 @@ def open_adapter(cls: type[SetEncoderForReranking], name_or_path: str, kwargs: d
     except ModuleNotFoundError as error:
         raise ImportError(f"{name_or_path} is an adapter, which needs the package setenc_hf to be opened") from error
     return adapters.open_adapter(cls, name_or_path, kwargs)
+
+
+def align_weights(model: SetEncoderForReranking) -> SetEncoderForReranking:
+    """Move weights that a file was mapped for to where torch would put them.
+
+    They lie where the file has them, and a matrix product of unaligned memory may round differently: the same weights
+    would give other last bits after saving and opening.
+    """
+    for weight in model.parameters():
+        if weight.device.type == "cpu" and weight.data_ptr() % 64:
+            weight.data = weight.data.clone()
+    return model
 
 
 def set_dropout(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
