@@ -1,6 +1,8 @@
 """What a recipe may say beside the fields of `TrainingArguments`."""
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import InputError
 from .losses import LOSSES, parse_loss
@@ -33,6 +35,32 @@ class ModelArguments:
         metadata={"help": "Dropout on attention weights; 0 lets training use the fused attention kernel."},
     )
     hidden_dropout: float | None = field(default=None, metadata={"help": "Dropout on hidden states."})
+    peft: str | None = field(
+        default=None,
+        metadata={"help": "Train an adapter: a method of PEFT by name, such as lora, adalora or ia3."},
+    )
+    peft_config: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'The method\'s own settings, such as {"r": 16, "lora_alpha": 32}; JSON on a command line.'},
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the trained model for its card, by the hub's name for it."}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.peft_config, str):
+            try:
+                self.peft_config = json.loads(self.peft_config)
+            except json.JSONDecodeError as error:
+                raise InputError(f"`peft_config` is no JSON ({error}), got {self.peft_config!r}") from None
+        if self.peft_config is not None and not isinstance(self.peft_config, dict):
+            raise InputError(f"`peft_config` is an object of settings, got {self.peft_config!r}")
+        if self.peft_config is not None and self.peft is None:
+            raise InputError("`peft_config` needs `peft`, the name of the method it belongs to")
+        if self.peft is not None:
+            from .adapters import check_method  # PEFT is an extra, and slow to import
+
+            check_method(self.peft, self.peft_config or {})
 
 
 @dataclass

@@ -25,6 +25,7 @@ class ChunkedLayer:
     _gradient_checkpointing_func: Any
     chunk: Chunk | InteractionTokens  # the one under way
     is_last = False  # only `[CLS]` is needed of the last layer's output
+    is_cut = False  # and its feed-forward part is computed for `[CLS]` alone
 
     def forward(self, hidden_states: Tensor, *args: Any, set_layout: SetLayout | None = None, **kwargs: Any) -> Tensor:
         """Return the layer's output [1, tokens, hidden], or [1, passages, hidden] where it computes `[CLS]` alone."""
@@ -122,6 +123,7 @@ def cut_last_layer(layer: Any) -> None:
     attention: Any = getattr(layer, "attention", None)
     if hasattr(attention, "self") and hasattr(attention, "output"):
         attention.output.register_forward_pre_hook(partial(_keep_cls, layer))
+        layer.is_cut = True
 
 
 def _keep_cls(layer: Any, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

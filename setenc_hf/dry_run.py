@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from .lists import ListwiseCollator, TrainingLists
-from .modeling import SetEncoderForReranking
+from .modeling import SetEncoderForReranking, default_chunk
 from .trainer import ListwiseTrainingArguments
 
 SAMPLED_LISTS = 64
@@ -98,13 +98,15 @@ def estimate_memory(
     dropout = dropout_of(model)
     if dropout["hidden"]:
         layer += 2 * hidden * size + 2 * hidden
-    if dropout["attention"] or training.device.type != "cpu":
+    is_written_out = training.device.type != "cpu" and size > 2  # no flash kernel for float32 on GPUs
+    if dropout["attention"] or is_written_out:
         layer += keys * encoder.num_attention_heads * 2 * size
-    is_cut = any(getattr(module, "score_rows_only", False) for module in model.modules())
+    is_cut = any(getattr(module, "is_cut", False) for module in model.modules())
     cut = (3 * hidden + 2 * intermediate) * size if is_cut else 0
     kept = layers * layer - cut
     if training.gradient_checkpointing:
-        kept = layers * hidden * size + layer
+        chunk = model.max_tokens_per_chunk or default_chunk(training.device) or tokens
+        kept = layers * hidden * size + layer * min(chunk / tokens, 1)
     stage = training.hf_deepspeed_config.get_value("zero_optimization.stage", 0) if training.deepspeed else 0
     name = str(getattr(training.optim, "value", training.optim))
     states = next((number for kind, number in OPTIMIZER_STATES.items() if name.startswith(kind)), 2)

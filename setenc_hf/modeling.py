@@ -1,6 +1,8 @@
 """The Set-Encoder: a backbone whose attention reaches across the passages of a query, and a linear layer on `[CLS]`."""
 
+import importlib
 import inspect
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +18,10 @@ from .packing import unpack
 from .tokenization import SetEncoderTokenizer
 
 FAMILIES = "BERT, ELECTRA, RoBERTa, XLM-RoBERTa, DistilBERT, ModernBERT"
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
 WEIGHT_ALIGNMENT = 64  # bytes
 CPU_CHUNK = 2_048  # tokens: the intermediate states of so many stay in the cache
+ADAPTER_FILE = "adapter_config.json"
 OWN_FIELDS = (
     "interaction",
     "depth",
@@ -37,8 +41,8 @@ DROPOUTS = {
 class SetEncoderForReranking(PreTrainedModel):
     """Scores the passages of a query together (Schlatt et al., ECIR 2025, arXiv 2404.06912).
 
-    `from_pretrained` opens a folder or hub id of our own, of lightning-ir's `set-encoder` models, or of a plain
-    backbone, which gets a new linear layer and, where its vocabulary lacks it, an embedding for `[INT]`.
+    `from_pretrained` opens a folder or hub id of our own (an adapter too), of lightning-ir's `set-encoder` models, or
+    of a plain backbone, which gets a new linear layer and, where its vocabulary lacks it, an embedding for `[INT]`.
     """
 
     config_class = SetEncoderConfig
@@ -78,11 +82,16 @@ class SetEncoderForReranking(PreTrainedModel):
 
         Raises `ValueError` for a backbone whose attention cannot be replaced, by name.
         """
-        hub: dict[str, Any] = {
-            key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs
-        }
+        hub: dict[str, Any] = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        found = kwargs.get("adapter_kwargs") or {}  # an Auto class hands an adapter over in this way
+        if "_adapter_model_path" in found:
+            return open_adapter(cls, found["_adapter_model_path"], {**kwargs, "revision": found.get("revision")})
+        if os.path.isfile(os.path.join(name_or_path, ADAPTER_FILE)):
+            return open_adapter(cls, name_or_path, kwargs)
         if kwargs.get("config") is None:
             stored, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
+            if stored.get("is_adapter"):
+                return open_adapter(cls, name_or_path, kwargs)
             if stored.get("model_type") != SetEncoderConfig.model_type:
                 return cls._from_backbone(name_or_path, hub, *args, **kwargs)
             own = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
@@ -190,7 +199,7 @@ class SetEncoderForReranking(PreTrainedModel):
                 fill_to=fill_to,
                 normalize=self.config.normalize_interaction,
                 device=input_ids.device,
-                max_tokens=self.max_tokens_per_chunk or default_chunk(input_ids.device, self.training),
+                max_tokens=self.max_tokens_per_chunk or default_chunk(input_ids.device),
             )
             tokens = slice(token, token + sum(layout.lengths))
             token_types = None if token_type_ids is None else token_type_ids[:, tokens]
@@ -238,27 +247,38 @@ class SetEncoderForReranking(PreTrainedModel):
         return [{"index": index, "score": scores[index], "text": passages[index]} for index in order]
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Save the model, and the tokenizer with it where the model has one."""
+        """Save the model, and the tokenizer with it where the model has one; of an opened adapter, the adapter."""
+        if "adapter" in self.__dict__:
+            self.adapter.save_pretrained(save_directory)
+            return
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
 
 
+def open_adapter(cls: type[SetEncoderForReranking], name_or_path: str, kwargs: dict[str, Any]) -> Any:
+    """Open an adapter with what only the package has; these modules also travel on their own, beside saved weights."""
+    try:
+        adapters = importlib.import_module("setenc_hf.adapters")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{name_or_path} is an adapter, which needs the package setenc_hf to be opened") from error
+    return adapters.open_adapter(cls, name_or_path, kwargs)
+
+
 def align_weights(model: nn.Module) -> None:
     """Copy weights that lie at an odd address, as those of a memory-mapped file do, to where torch would put them.
 
-    Kernels may round otherwise where a row is not aligned, so that a saved model would not score to the bit as before.
+    A matrix product may round otherwise where a row is not aligned: the same weights would give other last bits after
+    saving and opening.
     """
     for weight in model.parameters():
         if weight.device.type == "cpu" and weight.data_ptr() % WEIGHT_ALIGNMENT:
             weight.data = weight.data.clone()
 
 
-def default_chunk(device: torch.device, training: bool) -> int | None:
+def default_chunk(device: torch.device) -> int | None:
     """Return how many tokens a layer works on at a time where nobody said so: what measured best, or `None` for all."""
-    if device.type == "cpu":
-        return CPU_CHUNK
-    return None
+    return CPU_CHUNK if device.type == "cpu" else None
 
 
 def set_dropout(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
@@ -292,3 +312,6 @@ def encoder_options(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 AutoModelForSequenceClassification.register(SetEncoderConfig, SetEncoderForReranking, exist_ok=True)
+# a saved model carries these modules, so that it opens with trust_remote_code where this package is not installed
+SetEncoderConfig.register_for_auto_class()
+SetEncoderForReranking.register_for_auto_class("AutoModelForSequenceClassification")

@@ -53,6 +53,8 @@ def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoder
     names = ("interaction", "query_length", "passage_length")
     overrides = {name: value for name, value in asdict(args).items() if value is not None}
     name_or_path, revision = overrides.pop("model"), overrides.pop("model_revision", "main")
+    for name in ("peft", "peft_config", "license"):  # what is made of the model, not what it is
+        overrides.pop(name, None)
     try:
         model = SetEncoderForReranking.from_pretrained(name_or_path, revision=revision, **overrides)
     except OSError as error:
@@ -64,6 +66,10 @@ def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoder
     tokenizer = model.tokenizer or SetEncoderTokenizer.from_pretrained(name_or_path, revision=revision, **settings)
     model.tokenizer = tokenizer
     check_lengths(model, tokenizer)
+    if "adapter" in model.__dict__:  # an adapter that was trained before: go on from what it makes of its base
+        from .adapters import merge
+
+        model = merge(model)
     return model, tokenizer
 
 
@@ -214,8 +220,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     callbacks: list[Any] = [CurvesCallback()]
     if data_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(data_args.early_stopping_patience))
+    trained: Any = model
+    if model_args.peft is not None:
+        from .adapters import AdapterCallback, add_adapter
+
+        settings: Any = model_args.peft_config
+        trained = add_adapter(model, model_args.peft, settings, model_args.model_revision)
+        callbacks.append(AdapterCallback(trained, training, checkpoint))
+    recipe = {**asdict(model_args), **asdict(data_args), **training.to_sanitized_dict()}
     trainer = ListwiseTrainer(
-        model=model,
+        recipe=recipe,
+        model=trained,
         args=training,
         loss=parse_loss(data_args.loss, data_args.loss_temperature),
         train_dataset=train,
@@ -225,18 +240,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     measures = last_evaluation(trainer) or (trainer.evaluate() if evaluated else {})
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # without a push: the files that go with it are not written yet
     trainer.save_state()
+    trainer.create_model_card()
     if is_main:
         output = Path(training.output_dir)
-        (output / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.json says the same to anyone
-        recipe = {**asdict(model_args), **asdict(data_args), **training.to_sanitized_dict()}
         (output / "recipe.json").write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n", "utf-8")
         figures = {"train_seconds": result.metrics["train_runtime"], "train_loss": result.training_loss, **measures}
         (output / "results.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
         for name, value in figures.items():
             print(f"{name:<28} {value:.4f}")
         print(f"Saved the model to {output}")
+    if training.push_to_hub:
+        trainer.push_to_hub()
+        if is_main:
+            print(f"Pushed it to {trainer.hub_model_id}")
     return measures
 
 

@@ -8,9 +8,10 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
-from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers import ProgressCallback, TrainingArguments
 
 from .errors import InputError
+from .hub import HubTrainer
 from .lists import EpochSampler, EvaluationLists, ListwiseCollator, TrainingLists
 from .losses import ListwiseLoss
 from .measures import mean, parse_measures, per_query
@@ -32,13 +33,14 @@ class ListwiseTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-class ListwiseTrainer(Trainer):
+class ListwiseTrainer(HubTrainer):
     """Fine-tunes a Set-Encoder on lists.
 
     Args:
         loss: takes (scores, labels), both [queries, longest list]; see [`~setenc_hf.losses`].
         train_dataset: a [`~setenc_hf.lists.TrainingLists`], or any dataset of samples the collator takes.
         eval_dataset: an [`~setenc_hf.lists.EvaluationLists`], or several by name.
+        recipe: for the model card, what the model was trained by where that is more than `args`.
         kwargs: as for `Trainer`; `data_collator` defaults to a `ListwiseCollator` of `processing_class`.
 
     `evaluate()` re-ranks each list of the evaluation set once, over all processes, and reports the measures of
@@ -46,7 +48,7 @@ class ListwiseTrainer(Trainer):
     `metric_for_best_model="nDCG@10"` chooses the best checkpoint and drives early stopping.
     """
 
-    def __init__(self, *args: Any, loss: ListwiseLoss, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, loss: ListwiseLoss, recipe: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = ListwiseCollator(kwargs["processing_class"])
         super().__init__(*args, **kwargs)
@@ -56,6 +58,7 @@ class ListwiseTrainer(Trainer):
                 "start with `accelerate launch --multi_gpu`, or show one GPU with CUDA_VISIBLE_DEVICES"
             )
         self.loss = loss
+        self.recipe = recipe or {}
         self.label_names = ["labels"]  # forward() has no use for labels, so that Trainer cannot infer them
         self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation steps
         self.loss_is_scaled_for_ga = False
@@ -78,6 +81,8 @@ class ListwiseTrainer(Trainer):
         loss = self.loss(outputs.logits, labels)
         if self.model.training:
             self.record.add(inputs, outputs.logits, labels)
+        if (penalty := getattr(self.model, "penalty", None)) is not None:  # an adapter's own, see adapters.py
+            loss = loss + penalty()
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -1,5 +1,7 @@
 """The GPU's set attention, its logic: with the flash kernel replaced by one that works on a CPU, segment by segment."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -10,9 +12,10 @@ from setenc_hf.varlen_attention import VarlenAttention, is_available
 
 def segments_of(segments):
     queries, keys = segments.query_ends.tolist(), segments.key_ends.tolist()
-    assert max(b - a for a, b in zip(queries, queries[1:])) == segments.longest_query
-    assert max(b - a for a, b in zip(keys, keys[1:])) == segments.longest_key
-    return zip(map(slice, queries, queries[1:]), map(slice, keys, keys[1:]))
+    rows, seen = ([slice(*ends) for ends in pairwise(sizes)] for sizes in (queries, keys))
+    assert max(part.stop - part.start for part in rows) == segments.longest_query
+    assert max(part.stop - part.start for part in seen) == segments.longest_key
+    return zip(rows, seen)
 
 
 def attend(queries, keys, values, segments, scale):
