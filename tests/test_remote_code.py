@@ -15,7 +15,10 @@ from setenc_hf.modeling import SetEncoderForReranking
 
 ROOT = Path(__file__).parents[1]
 QUERY, PASSAGES = "cat life", ["the cat of water", "a dog", "green paper lamp in stone"]
-TRAVELLERS = {"attention.py", "configuration.py", "modeling.py", "packing.py", "tokenization.py"}
+TRAVELLERS = {
+    f"{name}.py"
+    for name in ("attention", "chunking", "configuration", "modeling", "packing", "tokenization", "varlen_attention")
+}
 OPEN = """
 import sys
 
