@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from conftest import WORDS
+from setenc_hf.attention import SetLayout
 from setenc_hf.chunking import ChunkedLayer
 from setenc_hf.configuration import SetEncoderConfig
 from setenc_hf.modeling import SetEncoderForReranking
@@ -145,9 +146,11 @@ def test_without_interaction_a_passage_is_scored_as_if_alone(backbones, family):
 # ---- invariance, to the bit ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("max_tokens", [None, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scores_are_bit_identical_under_permutation_and_in_any_batch(backbones, family, dtype):
+def test_scores_are_bit_identical_under_permutation_and_in_any_batch(backbones, family, dtype, max_tokens):
     model, tokenizer = load(backbones[family], dtype=dtype)
+    model.max_tokens_per_chunk = max_tokens
     assert model.dtype == dtype
     passages = make_passages(9)
     passages[4] = passages[1]  # equal passages must not trade scores either
@@ -156,7 +159,7 @@ def test_scores_are_bit_identical_under_permutation_and_in_any_batch(backbones, 
     assert scores[4] == scores[1]
     assert len(scores.unique()) == 8
     draw = random.Random(3)
-    for trial in range(20):
+    for trial in range(20 if max_tokens is None else 5):
         order = draw.sample(range(9), 9)
         shuffled = [passages[index] for index in order]
         assert torch.equal(model(**tokenizer("life cycle", shuffled)).logits[0], scores[order])
@@ -239,6 +242,57 @@ def test_gradient_checkpointing_gives_the_same_gradients(backbones, family, reen
     model(**batch).logits[:, :3].sum().backward()
     for name, gradient in expected.items():
         assert torch.equal(dict(model.named_parameters())[name].grad, gradient), name
+
+
+# ---- chunks --------------------------------------------------------------------------------------------------------
+
+
+def test_chunks_cover_the_passages_within_the_limit_and_are_about_equal():
+    lengths = [3, 9, 4, 4, 5, 5, 5, 30, 6, 7]
+    for limit in range(1, 100):
+        layout = SetLayout(lengths, [4, 6], "int", 0, False, torch.device("cpu"), limit)
+        assert [length for chunk in layout.chunks for length in chunk.lengths] == lengths
+        assert all(sum(chunk.lengths) <= limit or len(chunk.lengths) == 1 for chunk in layout.chunks)
+        assert [chunk.tokens.stop for chunk in layout.chunks[:-1]] == [
+            chunk.tokens.start for chunk in layout.chunks[1:]
+        ]
+    assert [
+        sum(chunk.lengths) for chunk in SetLayout([5] * 9, [9], "int", 0, False, torch.device("cpu"), 40).chunks
+    ] == [
+        25,
+        20,
+    ]  # not 40 and 5
+
+
+def test_a_layers_memory_is_bounded_by_its_chunk(backbones):
+    """The largest intermediate tensor of a layer is a chunk's, however long the list."""
+    model, tokenizer = load(backbones["bert"])
+    model.max_tokens_per_chunk = 50
+    rows = []
+    layer = model.encoder.encoder.layer[0]
+    layer.intermediate.register_forward_hook(lambda _module, _args, output: rows.append(output.shape[1]))
+    batch = tokenizer("cat", make_passages(200))
+    model(**batch)
+    assert max(rows[1:]) <= 50
+    assert rows[0] == 200  # the interaction tokens, for their keys and values
+    assert sum(rows[1:]) == batch["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_with_checkpointing_a_chunk_is_recomputed_alone(backbones, reentrant):
+    """What the backward pass makes again at a time is a chunk, not a layer: lists too long for a device can train."""
+    model, tokenizer = load(backbones["bert"])
+    model.max_tokens_per_chunk = 50
+    model.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    rows = []
+    for layer in model.encoder.encoder.layer[:-1]:
+        layer.intermediate.register_forward_hook(lambda _module, _args, output: rows.append(output.shape[1]))
+    scores = model(**tokenizer("cat", make_passages(60))).logits
+    forward = len(rows)
+    scores.square().sum().backward()
+    assert max(size for size in rows if size != 60) <= 50
+    assert len(rows) == 2 * forward - 2  # all but the two layers' interaction tokens
 
 
 # ---- loading and saving --------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from setenc_hf.errors import InputError
 from setenc_hf.evaluate import main as evaluate
 from setenc_hf.modeling import SetEncoderForReranking
 from setenc_hf.rerank import main as rerank
+from setenc_hf.scoring import QueryPassages, score_lists
+from setenc_hf.tokenization import SetEncoderTokenizer
 from setenc_hf.trec import read_lists
 from small_collection import make_collection, make_run
 
@@ -193,3 +195,20 @@ def test_transformers_knows_set_encoders_whichever_is_imported_first(model):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert done.stdout.split() == ["set-encoder", "SetEncoderForReranking", "TextRankingPipeline"], done.stderr
+
+
+@pytest.mark.parametrize("max_tokens", [1, 100, 10_000])
+def test_lists_are_scored_alike_whatever_the_batch(model, max_tokens):
+    opened = SetEncoderForReranking.from_pretrained(model)
+    tokenizer = SetEncoderTokenizer.from_pretrained(model)
+    texts = WORDS.split()
+    lists = [
+        QueryPassages(str(size), "cat life", [str(n) for n in range(size)], texts[:size]) for size in (3, 1, 12, 5)
+    ]
+    expected = [opened(**tokenizer(item.query, item.passages)).logits[0].tolist() for item in lists]
+    calls = []
+    opened.register_forward_hook(lambda _module, _args, output: calls.append(len(output.logits)))
+    scored = list(score_lists(opened, tokenizer, iter(lists), max_tokens))
+    assert [item.scores for item in scored] == expected
+    assert [item.query_id for item in scored] == ["3", "1", "12", "5"]
+    assert calls == {1: [1, 1, 1, 1], 100: [2, 1, 1], 10_000: [4]}[max_tokens]
