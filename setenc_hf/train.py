@@ -3,12 +3,11 @@
     accelerate launch -m setenc_hf.train recipes/stage1.json [--any_argument value]
 
 A recipe is a flat JSON file with fields of `TrainingArguments` and of `setenc_hf.arguments`; the command line
-overrides it. `--resume_from_checkpoint last` goes on where an interrupted training stopped.
+overrides it. `--resume_from_checkpoint last` goes on where an interrupted training stopped; `auto` does, or starts.
 """
 
 import json
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,14 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import set_seed
 
 from .arguments import DataArguments, ModelArguments
+from .checkpoints import FILES, last_checkpoint, missing_files
 from .command import run_command
+from .distributed import check_world_size, leave, start_deepspeed, wait_for_all
+from .early_stopping import EarlyStopping, check_best_metric
 from .errors import InputError
+from .files import PARTIAL
 from .lists import EvaluationLists, TrainingLists
 from .losses import LOSSES
+from .measures import parse_measures
 from .modeling import SetEncoderForReranking
 from .recipe import parse_recipe
 from .samples import ListwiseSamples
@@ -111,17 +114,29 @@ def check_shared_queries(train: TrainingLists, evaluated: dict[str, EvaluationLi
 def prepare_output(args: DataArguments, training: ListwiseTrainingArguments) -> str | None:
     """Return the checkpoint to resume from, if any; refuse to write over an earlier training unasked."""
     output, wish = Path(training.output_dir), training.resume_from_checkpoint
-    if wish and wish.lower() in ("last", "true"):
-        found = get_last_checkpoint(str(output)) if output.is_dir() else None
-        if found is None:
-            raise InputError(f"{output}: holds no checkpoint to resume from; leave out --resume_from_checkpoint")
-        return found
-    if wish:
+    word = wish.lower() if wish else None
+    if word in ("last", "true", "auto"):
+        found, incomplete = last_checkpoint(output)
+        for path in incomplete:
+            logger.warning(f"{path}: left out, it lacks {', '.join(missing_files(path)[:3])}")
+        if found is not None:
+            return str(found)
+        if word != "auto":
+            raise InputError(
+                f"{output}: holds no checkpoint to resume from; leave out --resume_from_checkpoint, or pass auto to "
+                "start where there is none"
+            )
+    elif wish:
         if not Path(wish).is_dir():
             raise InputError(f"{wish}: no such checkpoint folder")
+        missing = missing_files(Path(wish))
+        if missing and missing != [FILES]:
+            raise InputError(f"{wish}: not a whole checkpoint, it lacks {', '.join(missing[:3])}; resume from another")
         return wish
     if output.is_dir() and any(output.iterdir()):
-        if not args.overwrite_output:
+        # a training that was killed before its first checkpoint has left these alone, and nothing to go on from
+        is_worthless = all(path.name in (PARTIAL, "runs") for path in output.iterdir())
+        if not args.overwrite_output and not (word == "auto" and is_worthless):
             raise InputError(
                 f"{output}: holds an earlier training; go on with --resume_from_checkpoint last, start over with "
                 "--overwrite_output, or choose another --output_dir"
@@ -159,18 +174,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model_args, data_args, training = parse(argv)
     is_main = training.process_index == 0
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
-    if training.world_size != int(os.environ.get("WORLD_SIZE", 1)):
-        raise InputError(
-            f"the launcher started {os.environ['WORLD_SIZE']} processes but {training.world_size} take part; on CPUs "
-            "pass --use_cpu true"
-        )
-    checkpoint = prepare_output(data_args, training)
+    check_world_size(training)
+    start_deepspeed(training)
+    with training.main_process_first(local=training.save_on_each_node, desc="looking for an earlier training"):
+        checkpoint = prepare_output(data_args, training)
     set_seed(training.seed)  # the new head must be the same on every process
     model, tokenizer = load_model(model_args)
     train, evaluated = load_data(data_args, tokenizer, training)
-    callbacks = []
-    if data_args.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(data_args.early_stopping_patience))
+    patience = data_args.early_stopping_patience
+    check_best_metric(training, list(parse_measures(training.measures)), list(evaluated), patience)
     trainer = ListwiseTrainer(
         model=model,
         args=training,
@@ -178,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         train_dataset=train,
         eval_dataset=(next(iter(evaluated.values())) if len(evaluated) == 1 else evaluated) or None,
         processing_class=tokenizer,
-        callbacks=callbacks,
+        callbacks=[] if patience is None else [EarlyStopping(patience)],
     )
     if is_main:
         print(describe(model, train, trainer, data_args))
@@ -196,8 +208,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for name, value in figures.items():
             print(f"{name:<28} {value:.4f}")
         print(f"Saved the model to {output}")
+        shutil.rmtree(output / PARTIAL, ignore_errors=True)
+    wait_for_all()
     return measures
 
 
 if __name__ == "__main__":
     run_command(main)
+    leave()
