@@ -2,11 +2,14 @@
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .attention import ATTENTION, SetLayout
@@ -32,6 +35,19 @@ DROPOUTS = {
 }
 
 
+class ScoreHead(nn.Linear):
+    """A linear layer that computes in float32: bfloat16 has too few digits to tell a hundred passages apart.
+
+    It is called as a module, since ZeRO-3 and FSDP gather the weights of a module when it is called.
+    """
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return float32 [..., out_features] of `states` [..., in_features] of any type."""
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(states.device.type, enabled=False):
+            return nn.functional.linear(states.float(), self.weight.float(), bias)
+
+
 class SetEncoderForReranking(PreTrainedModel):
     """Scores the passages of a query together (Schlatt et al., ECIR 2025, arXiv 2404.06912).
 
@@ -55,7 +71,7 @@ class SetEncoderForReranking(PreTrainedModel):
         self.encoder = encoder
         # building the outer configuration resets this to None, and attention would silently be the stock one
         self.encoder.config._attn_implementation = ATTENTION
-        self.linear = nn.Linear(encoder.config.hidden_size, 1, bias=config.linear_bias)
+        self.linear = ScoreHead(encoder.config.hidden_size, 1, bias=config.linear_bias)
         self.has_token_types = getattr(encoder.config, "type_vocab_size", 0) > 1
         embeddings = getattr(encoder, "embeddings", None)
         is_offset = hasattr(embeddings, "create_position_ids_from_input_ids")  # RoBERTa counts from padding_idx + 1
@@ -128,7 +144,7 @@ class SetEncoderForReranking(PreTrainedModel):
         if template.int_id >= self.encoder.get_input_embeddings().num_embeddings:
             self.encoder.resize_token_embeddings(template.int_id + 1, pad_to_multiple_of=8, mean_resizing=False)
         weight = self.encoder.get_input_embeddings().weight
-        with torch.no_grad():
+        with torch.no_grad(), gathered(weight):
             weight[template.int_id] = weight[template.cls_id]
 
     def get_input_embeddings(self) -> nn.Module:
@@ -209,10 +225,7 @@ class SetEncoderForReranking(PreTrainedModel):
         states = output.last_hidden_state[0]  # [tokens, hidden], or [passages, hidden] where the last layer is cut
         if len(states) != len(layout.lengths):
             states = states[layout.cls_rows]
-        # the head in float32: bfloat16 has too few digits to tell a hundred passages apart
-        bias = None if self.linear.bias is None else self.linear.bias.float()
-        with torch.autocast(states.device.type, enabled=False):
-            return nn.functional.linear(states.float(), self.linear.weight.float(), bias)[:, 0]
+        return self.linear(states)[:, 0]
 
     @torch.no_grad()
     def rank(
@@ -244,6 +257,14 @@ class SetEncoderForReranking(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
+
+
+def gathered(weight: nn.Parameter) -> AbstractContextManager:
+    """Make a weight that ZeRO-3 has split between the processes whole, and spread what the first one changes of it."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    # not by `import`: whoever loads this file as remote code would be asked to install it
+    return import_module("deepspeed").zero.GatheredParameters([weight], modifier_rank=0)
 
 
 def set_dropout(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
