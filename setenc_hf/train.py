@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from transformers import set_seed
+from transformers.trainer_pt_utils import get_model_param_count
 
 from .arguments import DataArguments, ModelArguments
 from .checkpoints import FILES, last_checkpoint, missing_files
@@ -149,7 +150,7 @@ def prepare_output(args: DataArguments, training: ListwiseTrainingArguments) -> 
 def describe(model: SetEncoderForReranking, train: TrainingLists, trainer: ListwiseTrainer, args: DataArguments) -> str:
     """Return what is about to happen, in a few lines."""
     training = trainer.args
-    weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    weights = get_model_param_count(model, trainable_only=True)  # also where ZeRO-3 has split them
     lists = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     left_out = "".join(f"\n  left out: {count:,} {reason}" for reason, count in train.left_out.items())
     return (
