@@ -61,10 +61,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--model", required=True, help="a plain backbone: folder or hub id")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help=f"passages of a list, {TOKENS} tokens each")
+    parser.add_argument(
+        "--limit", type=float, default=14, help="GiB at which a step is given up, for the machine's sake"
+    )
     parser.add_argument("--output", help="file for the table, beside what is printed")
     parser.add_argument("--one", nargs=2, metavar=("PASSAGES", "CHECKPOINTING"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
+        size_limit = int(args.limit * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (size_limit, size_limit))
         print(json.dumps(step(args.model, int(args.one[0]), args.one[1] == "True")))
         return
     lines = [
@@ -74,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for size in args.sizes:
         cells = []
         for checkpointing in VARIANTS.values():
-            words = [sys.executable, "-m", "benchmarks.memory", "--model", args.model]
+            words = [sys.executable, "-m", "benchmarks.memory", "--model", args.model, "--limit", str(args.limit)]
             done = subprocess.run([*words, "--one", str(size), str(checkpointing)], capture_output=True, text=True)
-            if done.returncode == -9:  # the kernel's answer to a process that wants too much
-                cells.append("out of memory | ")
+            if done.returncode and ("can't allocate memory" in done.stderr or "MemoryError" in done.stderr):
+                cells.append(f"above {args.limit:g} GiB | ")
                 continue
             if done.returncode:
                 raise InputError(f"a step on {size} passages failed: {done.stderr[-2000:]}")

@@ -38,7 +38,9 @@ leave()
 """
 
 
-def train(model: str, samples: str, processes: int, stage: str | None, folder: Path) -> tuple[float, float, list[float]]:
+def train(
+    model: str, samples: str, processes: int, stage: str | None, folder: Path
+) -> tuple[float, float, list[float]]:
     """Return the loss of the last step, seconds a step, and the peak memory in MiB of each process."""
     recipe = {
         "model": model,

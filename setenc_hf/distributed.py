@@ -23,13 +23,18 @@ def stand_alone() -> None:
     os.environ.update(alone)
 
 
-def check_world_size(training: TrainingArguments) -> None:
-    """Refuse to go on where the launcher started several processes and each believes that it is alone."""
+def check_launch(training: TrainingArguments) -> None:
+    """Refuse to go on as something else than was asked for: several processes each alone, or FSDP that is DDP."""
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if training.world_size != launched:
         raise InputError(
             f"the launcher started {launched} processes but {training.world_size} take part; on CPUs pass "
             "--use_cpu true"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and training.device.type == "cpu":
+        raise InputError(
+            "FSDP needs GPUs: on CPUs accelerate would train with DDP and not say so; use recipes/accelerate/cpu.yaml, "
+            "with --deepspeed recipes/deepspeed/zero3.json to split the weights"
         )
 
 

@@ -22,7 +22,7 @@ from transformers.trainer_pt_utils import get_model_param_count
 from .arguments import DataArguments, ModelArguments
 from .checkpoints import FILES, last_checkpoint, missing_files
 from .command import run_command
-from .distributed import check_world_size, leave, start_deepspeed, wait_for_all
+from .distributed import check_launch, leave, start_deepspeed, wait_for_all
 from .early_stopping import EarlyStopping, check_best_metric
 from .errors import InputError
 from .files import PARTIAL
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model_args, data_args, training = parse(argv)
     is_main = training.process_index == 0
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
-    check_world_size(training)
+    check_launch(training)
     start_deepspeed(training)
     with training.main_process_first(local=training.save_on_each_node, desc="looking for an earlier training"):
         checkpoint = prepare_output(data_args, training)

@@ -18,6 +18,7 @@ from setenc_hf.lists import EvaluationLists, ListwiseCollator
 from setenc_hf.losses import RankNetLoss
 from setenc_hf.modeling import SetEncoderForReranking
 from setenc_hf.samples import ListwiseSamples
+from setenc_hf.tokenization import SetEncoderTokenizer
 from setenc_hf.train import main as train
 from small_collection import make_collection, make_run
 
@@ -197,8 +198,9 @@ def test_zero3_killed_at_a_step_resumes_to_the_same_weights(recipe, tmp_path):
     assert all(name.startswith(("encoder.", "linear.")) for name in weights_of(whole))
     assert not [name for name in weights_of(whole) if name.endswith(("gamma", "beta"))]
     model = SetEncoderForReranking.from_pretrained(whole).eval()
-    lists = EvaluationLists(ListwiseSamples.open(Path(recipe).with_name("one")), model.tokenizer)
-    collator, losses = ListwiseCollator(model.tokenizer), []
+    tokenizer = SetEncoderTokenizer.from_pretrained(whole)
+    lists = EvaluationLists(ListwiseSamples.open(Path(recipe).with_name("one")), tokenizer)
+    collator, losses = ListwiseCollator(tokenizer), []
     for number in range(len(lists)):
         batch = collator([lists[number]])
         labels = batch.pop("labels")
@@ -229,7 +231,10 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
     ("words", "message"),
     [
         (["--metric_for_best_model", "nDCG@10"], "'nDCG@10' is not what 2 evaluation set.* one_nDCG@10, one_loss"),
-        (["--load_best_model_at_end", "false", "--eval_strategy", "no", "--early_stopping_patience", "1"], "eval_strat"),
+        (
+            ["--load_best_model_at_end", "false", "--eval_strategy", "no", "--early_stopping_patience", "1"],
+            "eval_strat",
+        ),
         (["--early_stopping_patience", "0"], "at least 1 evaluation, got 0"),
         (["--resume_from_checkpoint", "last"], "holds no checkpoint to resume from; .* auto"),
     ],
