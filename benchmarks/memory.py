@@ -61,9 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--model", required=True, help="a plain backbone: folder or hub id")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help=f"passages of a list, {TOKENS} tokens each")
-    parser.add_argument(
-        "--limit", type=float, default=14, help="GiB at which a step is given up, for the machine's sake"
-    )
+    parser.add_argument("--limit", type=float, default=14, help="GiB at which a step is given up")
     parser.add_argument("--output", help="file for the table, beside what is printed")
     parser.add_argument("--one", nargs=2, metavar=("PASSAGES", "CHECKPOINTING"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
