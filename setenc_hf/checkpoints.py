@@ -117,7 +117,7 @@ def missing_files(checkpoint: Path) -> list[str]:
 
 def last_checkpoint(output: Path) -> tuple[Path | None, list[Path]]:
     """Return the latest complete checkpoint in `output`, if any, and later ones that are not complete."""
-    incomplete = []
+    incomplete: list[Path] = []
     for path in reversed(sort_checkpoints(str(output))):
         if not missing_files(Path(path)):
             return Path(path), incomplete
