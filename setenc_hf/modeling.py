@@ -1,14 +1,16 @@
 """The Set-Encoder: a backbone whose attention reaches across the passages of a query, and a linear layer on `[CLS]`."""
 
-import importlib
 import inspect
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .attention import ATTENTION, SetLayout
@@ -38,6 +40,19 @@ DROPOUTS = {
 }
 
 
+class ScoreHead(nn.Linear):
+    """A linear layer that computes in float32: bfloat16 has too few digits to tell a hundred passages apart.
+
+    It is called as a module, since ZeRO-3 and FSDP gather the weights of a module when it is called.
+    """
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return float32 [..., out_features] of `states` [..., in_features] of any type."""
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(states.device.type, enabled=False):
+            return nn.functional.linear(states.float(), self.weight.float(), bias)
+
+
 class SetEncoderForReranking(PreTrainedModel):
     """Scores the passages of a query together (Schlatt et al., ECIR 2025, arXiv 2404.06912).
 
@@ -61,7 +76,7 @@ class SetEncoderForReranking(PreTrainedModel):
         self.encoder = encoder
         # building the outer configuration resets this to None, and attention would silently be the stock one
         self.encoder.config._attn_implementation = ATTENTION
-        self.linear = nn.Linear(encoder.config.hidden_size, 1, bias=config.linear_bias)
+        self.linear = ScoreHead(encoder.config.hidden_size, 1, bias=config.linear_bias)
         self.has_token_types = getattr(encoder.config, "type_vocab_size", 0) > 1
         embeddings = getattr(encoder, "embeddings", None)
         is_offset = hasattr(embeddings, "create_position_ids_from_input_ids")  # RoBERTa counts from padding_idx + 1
@@ -142,7 +157,7 @@ class SetEncoderForReranking(PreTrainedModel):
         if template.int_id >= self.encoder.get_input_embeddings().num_embeddings:
             self.encoder.resize_token_embeddings(template.int_id + 1, pad_to_multiple_of=8, mean_resizing=False)
         weight = self.encoder.get_input_embeddings().weight
-        with torch.no_grad():
+        with torch.no_grad(), gathered(weight):
             weight[template.int_id] = weight[template.cls_id]
 
     def get_input_embeddings(self) -> nn.Module:
@@ -216,10 +231,7 @@ class SetEncoderForReranking(PreTrainedModel):
             input_ids=input_ids, position_ids=position_ids + self.position_offset, set_layout=layout, **inputs
         )
         states = output.last_hidden_state[0]  # [passages, hidden]: the last layer gives `[CLS]` alone
-        # the head in float32: bfloat16 has too few digits to tell a hundred passages apart
-        bias = None if self.linear.bias is None else self.linear.bias.float()
-        with torch.autocast(states.device.type, enabled=False):
-            return nn.functional.linear(states.float(), self.linear.weight.float(), bias)[:, 0]
+        return self.linear(states)[:, 0]
 
     @torch.no_grad()
     def rank(
@@ -259,7 +271,7 @@ class SetEncoderForReranking(PreTrainedModel):
 def open_adapter(cls: type[SetEncoderForReranking], name_or_path: str, kwargs: dict[str, Any]) -> Any:
     """Open an adapter with what only the package has; these modules also travel on their own, beside saved weights."""
     try:
-        adapters = importlib.import_module("setenc_hf.adapters")
+        adapters = import_module("setenc_hf.adapters")
     except ModuleNotFoundError as error:
         raise ImportError(f"{name_or_path} is an adapter, which needs the package setenc_hf to be opened") from error
     return adapters.open_adapter(cls, name_or_path, kwargs)
@@ -279,6 +291,14 @@ def align_weights(model: nn.Module) -> None:
 def default_chunk(device: torch.device) -> int | None:
     """Return how many tokens a layer works on at a time where nobody said so: what measured best, or `None` for all."""
     return CPU_CHUNK if device.type == "cpu" else None
+
+
+def gathered(weight: nn.Parameter) -> AbstractContextManager:
+    """Make a weight that ZeRO-3 has split between the processes whole, and spread what the first one changes of it."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    # not by `import`: whoever loads this file as remote code would be asked to install it
+    return import_module("deepspeed").zero.GatheredParameters([weight], modifier_rank=0)
 
 
 def set_dropout(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:

@@ -3,13 +3,12 @@
     accelerate launch -m setenc_hf.train recipes/stage1.json [--any_argument value]
 
 A recipe is a flat JSON file with fields of `TrainingArguments` and of `setenc_hf.arguments`; the command line
-overrides it. `--resume_from_checkpoint last` goes on where an interrupted training stopped; `--dry-run` checks all of
-it, says what it would take and writes nothing.
+overrides it. `--resume_from_checkpoint last` goes on where an interrupted training stopped, `auto` does, or starts;
+`--dry-run` checks all of it, says what it would take and writes nothing.
 """
 
 import json
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,15 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import set_seed
+from transformers.trainer_pt_utils import get_model_param_count
 
 from .arguments import DataArguments, ModelArguments
+from .checkpoints import FILES, last_checkpoint, missing_files
 from .command import run_command
+from .distributed import check_launch, leave, start_deepspeed, wait_for_all
 from .dry_run import report
+from .early_stopping import EarlyStopping, check_best_metric
 from .errors import InputError
+from .files import PARTIAL
 from .lists import EvaluationLists, TrainingLists
 from .losses import parse_loss
+from .measures import parse_measures
 from .modeling import SetEncoderForReranking
 from .progress import CurvesCallback
 from .recipe import parse_recipe
@@ -146,17 +150,29 @@ def check_shared_queries(train: TrainingLists, evaluated: dict[str, EvaluationLi
 def prepare_output(args: DataArguments, training: ListwiseTrainingArguments) -> str | None:
     """Return the checkpoint to resume from, if any; refuse to write over an earlier training unasked."""
     output, wish = Path(training.output_dir), training.resume_from_checkpoint
-    if wish and wish.lower() in ("last", "true"):
-        found = get_last_checkpoint(str(output)) if output.is_dir() else None
-        if found is None:
-            raise InputError(f"{output}: holds no checkpoint to resume from; leave out --resume_from_checkpoint")
-        return found
-    if wish:
+    word = wish.lower() if wish else None
+    if word in ("last", "true", "auto"):
+        found, incomplete = last_checkpoint(output)
+        for path in incomplete:
+            logger.warning(f"{path}: left out, it lacks {', '.join(missing_files(path)[:3])}")
+        if found is not None:
+            return str(found)
+        if word != "auto":
+            raise InputError(
+                f"{output}: holds no checkpoint to resume from; leave out --resume_from_checkpoint, or pass auto to "
+                "start where there is none"
+            )
+    elif wish:
         if not Path(wish).is_dir():
             raise InputError(f"{wish}: no such checkpoint folder")
+        missing = missing_files(Path(wish))
+        if missing and missing != [FILES]:
+            raise InputError(f"{wish}: not a whole checkpoint, it lacks {', '.join(missing[:3])}; resume from another")
         return wish
     if output.is_dir() and any(output.iterdir()):
-        if not args.overwrite_output:
+        # a training that was killed before its first checkpoint has left these alone, and nothing to go on from
+        is_worthless = all(path.name in (PARTIAL, "runs") for path in output.iterdir())
+        if not args.overwrite_output and not (word == "auto" and is_worthless):
             raise InputError(
                 f"{output}: holds an earlier training; go on with --resume_from_checkpoint last, start over with "
                 "--overwrite_output, or choose another --output_dir"
@@ -174,7 +190,7 @@ def describe(
     args: DataArguments,
 ) -> str:
     """Return what is about to happen, in a few lines."""
-    weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    weights = get_model_param_count(model, trainable_only=True)  # also where ZeRO-3 has split them
     lists = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     left_out = "".join(f"\n  left out: {count:,} {reason}" for reason, count in train.left_out.items())
     for name, lists_of in evaluated.items():
@@ -202,15 +218,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model_args, data_args, training = parse(argv)
     is_main = training.process_index == 0
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
-    if training.world_size != int(os.environ.get("WORLD_SIZE", 1)):
-        raise InputError(
-            f"the launcher started {os.environ['WORLD_SIZE']} processes but {training.world_size} take part; on CPUs "
-            "pass --use_cpu true"
-        )
-    checkpoint = prepare_output(data_args, training)
+    check_launch(training)
+    start_deepspeed(training)
+    with training.main_process_first(local=training.save_on_each_node, desc="looking for an earlier training"):
+        checkpoint = prepare_output(data_args, training)
     set_seed(training.seed)  # the new head must be the same on every process
     model, tokenizer = load_model(model_args)
     train, evaluated = load_data(data_args, tokenizer, training)
+    patience = data_args.early_stopping_patience
+    check_best_metric(training, list(parse_measures(training.measures)), list(evaluated), patience)
     if is_main:
         print(describe(model, train, evaluated, training, data_args))
     if data_args.dry_run:
@@ -218,8 +234,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             print(f"{report(model, train, training)}\nDry run: nothing was written")
         return {}
     callbacks: list[Any] = [CurvesCallback()]
-    if data_args.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(data_args.early_stopping_patience))
+    if patience is not None:
+        callbacks.append(EarlyStopping(patience))
     trained: Any = model
     if model_args.peft is not None:
         from .adapters import AdapterCallback, add_adapter
@@ -251,6 +267,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for name, value in figures.items():
             print(f"{name:<28} {value:.4f}")
         print(f"Saved the model to {output}")
+        shutil.rmtree(output / PARTIAL, ignore_errors=True)
+    wait_for_all()
     if training.push_to_hub:
         trainer.push_to_hub()
         if is_main:
@@ -260,3 +278,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     run_command(main)
+    leave()

@@ -10,6 +10,8 @@ from torch import nn
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainingArguments
 
+from .checkpoints import CheckpointedTrainer
+from .distributed import stand_alone
 from .errors import InputError
 from .hub import HubTrainer
 from .lists import EpochSampler, EvaluationLists, ListwiseCollator, TrainingLists
@@ -23,6 +25,9 @@ class ListwiseTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the defaults that lists need."""
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "Lists have columns that forward() has not."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "A resumed training knows how long early stopping has been patient."}
+    )
     measures: list[str] = field(
         default_factory=lambda: ["nDCG@10"],
         metadata={"help": "What evaluation reports of each re-ranked set, in ir_measures' names."},
@@ -30,10 +35,12 @@ class ListwiseTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         parse_measures(self.measures)
+        if self.deepspeed:
+            stand_alone()
         super().__post_init__()
 
 
-class ListwiseTrainer(HubTrainer):
+class ListwiseTrainer(CheckpointedTrainer, HubTrainer):
     """Fine-tunes a Set-Encoder on lists.
 
     Args:
@@ -97,24 +104,29 @@ class ListwiseTrainer(HubTrainer):
         if isinstance(dataset, dict):
             metrics: dict[str, float] = {}
             for name, part in dataset.items():
-                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
-            return metrics
+                metrics |= self._measure(part, f"{metric_key_prefix}_{name}")
+        else:
+            metrics = self._measure(dataset, metric_key_prefix)
+        self.log(metrics)
+        # once for all sets: early stopping looks for its measure among them
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _measure(self, dataset: EvaluationLists, prefix: str) -> dict[str, float]:
         # the stock loop gathers by example and would lose the scores of unequal lists
         start = time.perf_counter()
         rows = self._rerank(dataset)
         values = per_query(parse_measures(self.args.measures), dataset.qrels, {row[0]: row[1] for row in rows})
         seconds = time.perf_counter() - start
-        metrics = {f"{metric_key_prefix}_{name}": mean(queries) for name, queries in values.items()}
-        metrics[f"{metric_key_prefix}_loss"] = sum(row[2] for row in rows) / len(rows)
-        metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
-        metrics[f"{metric_key_prefix}_lists_per_second"] = round(len(rows) / seconds, 3)
-        self.log(metrics)
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        metrics = {f"{prefix}_{name}": mean(queries) for name, queries in values.items()}
+        metrics[f"{prefix}_loss"] = sum(row[2] for row in rows) / len(rows)
+        metrics[f"{prefix}_runtime"] = round(seconds, 4)
+        metrics[f"{prefix}_lists_per_second"] = round(len(rows) / seconds, 3)
         return metrics
 
     @torch.no_grad()
     def _rerank(self, dataset: EvaluationLists) -> list[tuple[str, dict[str, float], float]]:
-        """Return (query_id, scores by document, loss) of every list, on every process."""
+        """Return (query_id, scores by document, loss) of every list, in their order, on every process."""
         model = self.model_wrapped if self.is_deepspeed_enabled or self.is_fsdp_enabled else self.model
         was_training = model.training
         model.eval()
@@ -132,9 +144,12 @@ class ListwiseTrainer(HubTrainer):
                 scores = model(**batch).logits
             if first + rank < len(dataset):
                 ranked = dict(zip(sample["doc_ids"], scores[0].tolist(), strict=True))
-                mine.append((sample["query_id"], ranked, self.loss(scores, labels).item()))
+                row = (sample["query_id"], ranked, self.loss(scores, labels).item())
+                mine.append((first + rank, row))
         model.train(was_training)
-        rows = gather_object(mine) if world > 1 else mine
+        numbered = gather_object(mine) if world > 1 else mine
+        # one order however many processes there are: sums of figures are then the same to the last bit
+        rows = [row for _, row in sorted(numbered, key=lambda pair: pair[0])]
         if len({row[0] for row in rows}) != len(dataset):
             raise RuntimeError(f"{len(rows)} lists were re-ranked of {len(dataset)}: a query is missing or doubled")
         return rows

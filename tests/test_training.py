@@ -340,7 +340,11 @@ def test_comparison_of_runs():
 def test_every_recipe_parses():
     from setenc_hf.train import parse
 
-    recipes = sorted((Path(__file__).parents[1] / "recipes").glob("*.json"))
+    folder = Path(__file__).parents[1] / "recipes"
+    recipes = sorted(folder.glob("*.json"))
     assert len(recipes) >= 6
+    for path in (folder / "deepspeed").glob("*.json"):
+        stage = json.loads(path.read_text())["zero_optimization"]["stage"]
+        assert path.stem.removesuffix("-offload") == f"zero{stage}"
     for path in recipes:
         parse([str(path), "--bf16", "false"])
