@@ -30,6 +30,10 @@ class ModelArguments:
     )
     query_length: int | None = field(default=None, metadata={"help": "Tokens kept of a query."})
     passage_length: int | None = field(default=None, metadata={"help": "Tokens kept of a passage."})
+    max_tokens_per_chunk: int | None = field(
+        default=None,
+        metadata={"help": "Tokens a layer works on at a time; with gradient checkpointing it bounds a step's memory."},
+    )
     attention_dropout: float | None = field(
         default=None,
         metadata={"help": "Dropout on attention weights; 0 lets training use the fused attention kernel."},
@@ -48,6 +52,8 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.max_tokens_per_chunk is not None and self.max_tokens_per_chunk < 1:
+            raise InputError(f"`max_tokens_per_chunk` must be at least 1, got {self.max_tokens_per_chunk}")
         if isinstance(self.peft_config, str):
             try:
                 self.peft_config = json.loads(self.peft_config)

@@ -60,20 +60,13 @@ def pack_batches(
     tokenizer: SetEncoderTokenizer, lists: Iterable[QueryPassages], max_tokens: int
 ) -> Iterator[tuple[list[QueryPassages], BatchEncoding]]:
     """Tokenise lists and pack those that follow one another into batches of at most `max_tokens` tokens."""
-    items: list[QueryPassages] = []
-    queries: list[Ids] = []
-    passages: list[list[Ids]] = []
-    tokens = 0
-    for item in lists:
-        (query,) = tokenizer.encode_queries([item.query])
-        texts = tokenizer.encode_passages(item.passages)
-        size = sum(map(len, texts)) + len(texts) * (len(query) + tokenizer.template.num_special)
-        if items and tokens + size > max_tokens:
-            yield items, tokenizer.pack(queries, passages)
-            items, queries, passages, tokens = [], [], [], 0
-        items.append(item)
-        queries.append(query)
-        passages.append(texts)
-        tokens += size
-    if items:
-        yield items, tokenizer.pack(queries, passages)
+
+    def tokenised() -> Iterator[tuple[tuple[QueryPassages, Ids, list[Ids]], Ids, list[Ids]]]:
+        for item in lists:
+            (query,) = tokenizer.encode_queries([item.query])
+            passages = tokenizer.encode_passages(item.passages)
+            yield (item, query, passages), query, passages
+
+    for batch in tokenizer.batches(tokenised(), max_tokens):
+        items, queries, passages = zip(*batch)
+        yield list(items), tokenizer.pack(queries, passages)

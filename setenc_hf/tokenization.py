@@ -1,7 +1,7 @@
 """From text to packed tokens: queries and passages are cut each to its own length, the template never is."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,28 @@ class SetEncoderTokenizer:
         """Pack tokenised lists for the model, cutting each query and passage; see [`~setenc_hf.packing.pack`]."""
         cut = [[passage[: self.passage_length] for passage in texts] for texts in passages]
         return BatchEncoding(pack([query[: self.query_length] for query in queries], cut, self.template))
+
+    def num_tokens(self, query: Ids, passages: Sequence[Ids]) -> int:
+        """Return how many tokens a tokenised list takes when it is packed."""
+        around = min(len(query), self.query_length) + self.template.num_special
+        return sum(min(len(passage), self.passage_length) + around for passage in passages)
+
+    def batches(self, lists: Iterable[tuple[Any, Ids, Sequence[Ids]]], max_tokens: int) -> Iterator[list[Any]]:
+        """Group `(item, query, passages)` that follow one another into batches of items of at most `max_tokens` tokens.
+
+        A batch holds at least one list, however long.
+        """
+        batch: list[Any] = []
+        tokens = 0
+        for item, query, passages in lists:
+            size = self.num_tokens(query, passages)
+            if batch and tokens + size > max_tokens:
+                yield batch
+                batch, tokens = [], 0
+            batch.append(item)
+            tokens += size
+        if batch:
+            yield batch
 
     def __call__(
         self, queries: str | Sequence[str], passages: Sequence[str] | Sequence[Sequence[str]]

@@ -59,6 +59,7 @@ def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoder
     name_or_path, revision = overrides.pop("model"), overrides.pop("model_revision", "main")
     for name in ("peft", "peft_config", "license"):  # what is made of the model, not what it is
         overrides.pop(name, None)
+    max_tokens_per_chunk = overrides.pop("max_tokens_per_chunk", None)  # how it computes, not what
     try:
         model = SetEncoderForReranking.from_pretrained(name_or_path, revision=revision, **overrides)
     except OSError as error:
@@ -74,6 +75,7 @@ def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoder
         from .adapters import merge
 
         model = merge(model)
+    model.max_tokens_per_chunk = max_tokens_per_chunk
     return model, tokenizer
 
 

@@ -33,7 +33,14 @@ class ListwiseTrainingArguments(TrainingArguments):
         metadata={"help": "What evaluation reports of each re-ranked set, in ir_measures' names."},
     )
 
+    max_tokens_per_batch: int = field(
+        default=16_384,
+        metadata={"help": "Evaluation lists go to the device together up to so many tokens, at least one list."},
+    )
+
     def __post_init__(self) -> None:
+        if self.max_tokens_per_batch < 1:
+            raise ValueError(f"`max_tokens_per_batch` must be at least 1, got {self.max_tokens_per_batch}")
         parse_measures(self.measures)
         if self.deepspeed:
             stand_alone()
@@ -131,25 +138,33 @@ class ListwiseTrainer(CheckpointedTrainer, HubTrainer):
         was_training = model.training
         model.eval()
         world, rank = self.args.world_size, self.args.process_index
-        mine = []
-        # each process makes as many forward passes as any other, which sharded weights need: the last round may
-        # score a list a second time, and does not count it
-        for first in tqdm(
-            range(0, len(dataset), world), desc="evaluate", disable=self.args.disable_tqdm or rank > 0, leave=False
-        ):
-            sample = dataset[min(first + rank, len(dataset) - 1)]
-            batch = self._prepare_inputs(self.data_collator([sample]))
-            labels = batch.pop("labels")
-            with self.compute_loss_context_manager():
-                scores = model(**batch).logits
-            if first + rank < len(dataset):
-                ranked = dict(zip(sample["doc_ids"], scores[0].tolist(), strict=True))
-                row = (sample["query_id"], ranked, self.loss(scores, labels).item())
-                mine.append((first + rank, row))
+        # each process scores as many lists as any other, which sharded weights need: the last round may score a list
+        # a second time, and does not count it
+        samples = (dataset[min(first + rank, len(dataset) - 1)] for first in range(0, len(dataset), world))
+        sized = ((sample, sample["query_ids"], sample["passage_ids"]) for sample in samples)
+        max_tokens = 1 if model is self.model_wrapped and world > 1 else self.args.max_tokens_per_batch
+        mine: list[tuple[int, tuple[str, dict[str, float], float]]] = []
+        number = rank
+        with tqdm(
+            total=len(dataset), desc="evaluate", disable=self.args.disable_tqdm or rank > 0, leave=False
+        ) as progress:
+            for batch_samples in self.processing_class.batches(sized, max_tokens):
+                batch = self._prepare_inputs(self.data_collator(batch_samples))
+                labels = batch.pop("labels")
+                with self.compute_loss_context_manager():
+                    scores = model(**batch).logits
+                rows = zip(batch_samples, scores.split(1), labels.split(1), strict=True)
+                for sample, row_scores, row_labels in rows:
+                    if number < len(dataset):
+                        ranked = dict(zip(sample["doc_ids"], row_scores[0].tolist()))  # padding lies behind
+                        loss = self.loss(row_scores, row_labels).item()
+                        mine.append((number, (sample["query_id"], ranked, loss)))
+                    number += world
+                progress.update(world * len(batch_samples))
         model.train(was_training)
         numbered = gather_object(mine) if world > 1 else mine
         # one order however many processes there are: sums of figures are then the same to the last bit
-        rows = [row for _, row in sorted(numbered, key=lambda pair: pair[0])]
-        if len({row[0] for row in rows}) != len(dataset):
-            raise RuntimeError(f"{len(rows)} lists were re-ranked of {len(dataset)}: a query is missing or doubled")
-        return rows
+        ordered = [row for _, row in sorted(numbered, key=lambda pair: pair[0])]
+        if len({row[0] for row in ordered}) != len(dataset):
+            raise RuntimeError(f"{len(ordered)} lists were re-ranked of {len(dataset)}: a query is missing or doubled")
+        return ordered
