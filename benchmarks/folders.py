@@ -20,8 +20,13 @@ def backbone() -> str:
 
 
 def save_set_encoder(name_or_path: str, folder: Path, passage_length: int = PASSAGE_LENGTH, **fields: Any) -> Path:
-    """Save a Set-Encoder: a trained one, or a backbone with a new head, which is drawn from a fixed seed."""
-    from transformers import set_seed
+    """Save a Set-Encoder: a trained one, or a backbone with a new head, which is drawn from a fixed seed.
+
+    The new head has weights of deviation 1, not .02, so that the scores of a list span some units like a trained
+    model's, and a largest difference of scores says something.
+    """
+    import torch
+    from transformers import PreTrainedConfig, set_seed
 
     from setenc_hf import SetEncoderForReranking, SetEncoderTokenizer
 
@@ -31,6 +36,8 @@ def save_set_encoder(name_or_path: str, folder: Path, passage_length: int = PASS
         model = SetEncoderForReranking.from_pretrained(name_or_path, **lengths, **fields)
     except (OSError, ValueError) as error:
         raise InputError(f"model {name_or_path!r} cannot be used: {error}") from None
+    if PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type") != model.config.model_type:
+        torch.nn.init.normal_(model.linear.weight)
     if model.tokenizer is None:
         model.tokenizer = SetEncoderTokenizer.from_pretrained(name_or_path, **lengths)
     model.save_pretrained(folder)

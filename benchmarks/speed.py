@@ -112,7 +112,7 @@ def measure_rerank(bench: Bench) -> dict[str, Any]:
             found = fleet[f"{OURS} float32"].ask("matrix_peak", dtype=dtype, sizes=bench.args.matrix_sizes)
             peaks[dtype] = max(peaks[dtype], found["flops"])
 
-    for name, worker in fleet.items():  # the first call of a process sets things up
+    for worker in fleet.values():  # the first call of a process sets things up
         worker.ask("rank", query=bench.lists[0][0], passages=bench.lists[0][1])
     for number, (query, passages) in enumerate(tqdm(bench.lists, desc="re-rank", disable=None)):
         if number % max(len(bench.lists) // 3, 1) == 0:
@@ -253,8 +253,8 @@ def measure_quality(bench: Bench) -> dict[str, Any]:
     for dtype in ("float32", "bfloat16"):
         output = bench.work / f"{dtype}.run"
         rerank.main(
-            ["--model", bench.args.model, "--run", str(run), "--collection", str(bench.args.data)]
-            + ["--output", str(output), "--depth", str(bench.args.depth), "--dtype", dtype]
+            f"--model {bench.args.model} --run {run} --collection {bench.args.data} --output {output} "
+            f"--depth {bench.args.depth} --dtype {dtype}".split()
         )
         values = per_query(parse_measures(["nDCG@10"]), qrels, run_scores(read_lists(output)))
         found[dtype] = mean(values["nDCG@10"])

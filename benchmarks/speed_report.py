@@ -1,5 +1,6 @@
 """What `speed.py` found, as tables and as a picture."""
 
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,6 @@ LIGHTNING, SENTENCES = "lightning-ir float32", "sentence-transformers float32"
 
 def processor() -> str:
     """Return the processor's name as the system gives it, with its number of cores."""
-    import os
-
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -78,13 +77,12 @@ def render_train(found: dict[str, Any]) -> str:
         whole = [part["peak"] for part in memory]
         above = [part["peak"] - part["loaded"] for part in memory]
         losses = list(shape["losses"].values())
-        rows.append(
-            [f"{shape['lists']} x {shape['size']}", shape["dtype"]]
-            + [Spread.of(ours).show("{:.3f}"), Spread.of(theirs).show("{:.3f}"), ratios(theirs, ours).show()]
-            + [f"{whole[0] / 2**30:.2f} / {whole[1] / 2**30:.2f} = {whole[0] / whole[1]:.2f}"]
-            + [f"{above[0] / 2**30:.2f} / {above[1] / 2**30:.2f} = {above[0] / above[1]:.2f}"]
-            + [f"{abs(losses[0] - losses[1]):.1e}"]
-        )
+        row = [f"{shape['lists']} x {shape['size']}", shape["dtype"]]
+        row += [Spread.of(ours).show("{:.3f}"), Spread.of(theirs).show("{:.3f}"), ratios(theirs, ours).show()]
+        for mine, other in (whole, above):
+            row.append(f"{mine / 2**30:.2f} / {other / 2**30:.2f} = {mine / other:.2f}")
+        row.append(f"{abs(losses[0] - losses[1]):.1e}")
+        rows.append(row)
     header = ["lists x passages", "type", "setenc_hf, seconds", "lightning-ir, seconds", "times as fast"]
     header += ["peak memory, GiB", "of it above the loaded model", "difference of the first loss"]
     return (
@@ -114,7 +112,9 @@ def render_cost(found: dict[str, Any]) -> str:
     if 100 in by_size and 1000 in by_size:
         for name in (name for name in by_size[1000]["seconds"] if name.startswith("setenc_hf")):
             medians = [Spread.of(by_size[size]["seconds"][name]).median / size for size in (1000, 100)]
-            lines.append(f"A passage in a list of 1,000 against one in a list of 100, {name}: x {medians[0] / medians[1]:.2f}")
+            lines.append(
+                f"A passage in a list of 1,000 against one in a list of 100, {name}: x {medians[0] / medians[1]:.2f}"
+            )
     return "\n\n".join(lines)
 
 
@@ -132,7 +132,10 @@ def draw_cost(found: dict[str, Any], path: Path) -> None:
         SENTENCES: "#8a8a8a",
     }
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2), constrained_layout=True)
-    panels = (("sizes", "passages", "passages in the list"), ("lengths", "length", "tokens of a passage (100 passages)"))
+    panels = (
+        ("sizes", "passages", "passages in the list"),
+        ("lengths", "length", "tokens of a passage (100 passages)"),
+    )
     for axis, (key, what, label) in zip(axes, panels):
         for name in found[key][0]["seconds"]:
             points = [point for point in found[key] if name in point["seconds"]]

@@ -31,7 +31,7 @@ class Worker:
     def __init__(self, python: str | Path, arguments: Sequence[str]) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "PYTHONPATH": str(ROOT)}
         self.name = " ".join(arguments)
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the process)
         self.process = subprocess.Popen(
             [str(python), "-m", "benchmarks.worker", *arguments],
             stdin=subprocess.PIPE,
