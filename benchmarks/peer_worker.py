@@ -39,6 +39,9 @@ class LightningIR:
             )
         self.module = lightning_ir.CrossEncoderModule(model_name_or_path=job["model"], config=config)
         self.model = self.module.model
+        if len(self.module.tokenizer) > self.model.get_input_embeddings().num_embeddings:
+            # 0.0.6 adds [INT] to its cross-encoders' tokenizer but no row for it to a plain backbone
+            self.model.resize_token_embeddings(len(self.module.tokenizer), 8)
         if training:
             set_attention_dropout(self.model, job["attention_dropout"])
             self.temperature = job["temperature"]

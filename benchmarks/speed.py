@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ class Bench:
             self.pythons[name] = environment(name, args.environments)
         self.model = args.model or backbone()
         self.lists = self.read_texts()
+        self.started = time.monotonic()
+
+    def is_late(self) -> bool:
+        """Return whether the present measurement has to make do with what it has."""
+        return time.monotonic() - self.started > 60 * self.args.minutes
 
     def read_texts(self) -> list[TextList]:
         """Return the first lists of the run that have texts for `--depth` passages."""
@@ -115,6 +121,8 @@ def measure_rerank(bench: Bench) -> dict[str, Any]:
     for worker in fleet.values():  # the first call of a process sets things up
         worker.ask("rank", query=bench.lists[0][0], passages=bench.lists[0][1])
     for number, (query, passages) in enumerate(tqdm(bench.lists, desc="re-rank", disable=None)):
+        if rows and bench.is_late():
+            break
         if number % max(len(bench.lists) // 3, 1) == 0:
             machine()
         answers = {name: worker.ask("rank", query=query, passages=passages) for name, worker in fleet.items()}
@@ -157,6 +165,8 @@ def measure_train(bench: Bench) -> dict[str, Any]:
             fleet = {name: bench.worker(name, folders[name], dtype, training=True) for name in (OURS, LIGHTNING)}
             steps: dict[str, list[float]] = {name: [] for name in fleet}
             for number in tqdm(range(bench.args.steps + 1), desc=f"{lists} x {size} {dtype}", disable=None):
+                if number > 1 and bench.is_late():
+                    break
                 for name, worker in fleet.items():
                     answer = worker.ask("train_step", **batch)
                     if number:  # the first makes the optimizer's state
@@ -284,6 +294,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--lengths", type=int, nargs="+", default=[32, 64, 128, 192, 256], help="tokens (default: %(default)s)")
     add("--repeats", type=int, default=3, help="timings of each point of the cost (default: %(default)s)")
     add("--largest-lightning-ir", type=int, default=300, help="passages it is asked for at most (%(default)s)")
+    add("--minutes", type=float, default=60, help="stop rerank and train after these, with fewer lists and steps")
     add("--threads", type=int, default=0, help="of each system (default: as torch chooses)")
     add("--environments", type=Path, default=ENVIRONMENTS, metavar="DIR", help="peers (default: %(default)s)")
     add("--results", type=Path, help="JSON file that keeps the figures of what is not measured now")
@@ -313,6 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(args, Path(work))
         for what in args.what:
+            bench.started = time.monotonic()
             results[what] = MEASUREMENTS[what](bench)
             if args.results:
                 with atomic_file(args.results) as file:
