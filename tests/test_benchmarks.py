@@ -184,3 +184,83 @@ def test_help(module, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module(f"benchmarks.{module}", run_name="__main__")
     assert "usage:" in capsys.readouterr().out
+
+
+@pytest.fixture
+def samples(tmp_path):
+    """A folder of samples made by the real command, over the collection of the other tests."""
+    from data_prep import build_samples
+
+    collection = tmp_path / "collection"
+    collection.mkdir()
+    texts = [f"passage {number} the flea" for number in range(12)]
+    rows = [json.dumps({"doc_id": f"d{number}", "text": text}) for number, text in enumerate(texts)]
+    (collection / "corpus.jsonl").write_text("\n".join(rows) + "\n")
+    (collection / "queries.tsv").write_text("1\tflea\n2\tcat\n3\tdog\n")
+    (collection / "qrels.txt").write_text("1 0 d1 1\n2 0 d5 1\n3 0 d9 1\n")
+    lines = [
+        f"{query} Q0 d{(place + 4 * (query - 1)) % 12} {place + 1} {20 - place} t"
+        for query in (1, 2, 3)
+        for place in range(10)
+    ]
+    (tmp_path / "a.run").write_text("\n".join(lines) + "\n")
+    output = tmp_path / "samples"
+    build_samples.main(
+        f"--run {tmp_path / 'a.run'} --collection {collection} --labels relevance --output {output}".split()
+    )
+    return output
+
+
+def test_peers_see_the_lists_that_our_trainer_sees(samples, backbones, tmp_path):
+    from benchmarks.peers import draw_lists
+    from setenc_hf.train import load_data, load_model, parse
+
+    recipe = tmp_path / "recipe.json"
+    settings = {"model": backbones["bert"], "train_samples": [str(samples)], "output_dir": str(tmp_path / "out")}
+    settings |= {"sampling": "single_relevant", "sample_size": 4, "loss": "infonce", "max_steps": 4, "warmup_steps": 2}
+    settings |= {"per_device_train_batch_size": 2, "report_to": "none", "learning_rate": 1e-3}
+    recipe.write_text(json.dumps(settings))
+    job, lists = draw_lists([str(recipe)])
+    assert (job["steps"], job["warmup_steps"], job["loss"]) == (4, 2, "infonce")
+    drawn = list(lists)
+    # three lists in steps of two: a step of two and one of one, in each of two epochs
+    assert [item["step"] for item in drawn] == [0, 0, 1, 2, 2, 3]
+
+    model_args, data_args, training = parse([str(recipe)])
+    _, tokenizer = load_model(model_args)
+    ours, _ = load_data(data_args, tokenizer, training)
+    from setenc_hf.lists import EpochSampler
+
+    expected = []
+    for epoch in (0, 1):
+        ours.set_epoch(epoch)
+        expected += [ours[item] for item in EpochSampler(ours)]
+    for item, sample in zip(drawn, expected, strict=True):
+        assert item["labels"] == sample["labels"].tolist()
+        assert sorted(item["labels"]) == [0.0, 0.0, 0.0, 1.0]
+        for text, ids in zip(item["passages"], sample["passage_ids"], strict=True):
+            assert tokenizer.encode_passages([text])[0] == ids.tolist()
+
+
+def test_peers_refuse_a_loss_that_they_have_not(samples, backbones, tmp_path):
+    from benchmarks.peers import draw_lists
+
+    recipe = tmp_path / "recipe.json"
+    settings = {"model": backbones["bert"], "train_samples": [str(samples)], "output_dir": str(tmp_path / "out")}
+    recipe.write_text(json.dumps({**settings, "loss": "listnet", "report_to": "none"}))
+    with pytest.raises(InputError, match="infonce or ranknet"):
+        draw_lists([str(recipe)])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant", "constant_with_warmup"])
+def test_peers_learn_at_the_rates_of_transformers(schedule):
+    from transformers import get_scheduler
+
+    from benchmarks.peer_worker import learning_rate_factor
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(schedule, optimizer, num_warmup_steps=3, num_training_steps=10)
+    for step in range(10):
+        assert learning_rate_factor(step, 10, 3, schedule) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
