@@ -37,13 +37,25 @@ def packed_tokens(query: int, passages: Iterable[int], query_length: int, passag
 
 def count_tokens(folder: Path, query: str, passages: Sequence[str], query_length: int, passage_length: int) -> int:
     """Return the tokens of a list of texts; `folder` holds the `tokenizer.json`."""
+    encoded = open_tokenizer(folder).encode_batch([query, *passages], add_special_tokens=False)
+    lengths = [len(text.ids) for text in encoded]
+    return packed_tokens(lengths[0], lengths[1:], query_length, passage_length)
+
+
+def cut_texts(folder: Path, texts: Sequence[str], length: int) -> list[str]:
+    """Return each text up to the end of its token number `length`; a shorter one stays whole."""
+    encoded = open_tokenizer(folder).encode_batch(list(texts), add_special_tokens=False)
+    return [text[: tokens.offsets[:length][-1][1]] if tokens.ids else text for text, tokens in zip(texts, encoded)]
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """Open a folder's `tokenizer.json` without cutting and padding."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    lengths = [len(encoded.ids) for encoded in tokenizer.encode_batch([query, *passages], add_special_tokens=False)]
-    return packed_tokens(lengths[0], lengths[1:], query_length, passage_length)
+    return tokenizer
 
 
 def backbone_config(folder: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from setenc_hf.files import atomic_file
 from setenc_hf.trec import read_lists
 
 from .environments import ENVIRONMENTS, environment
-from .flops import MATRIX_SIZES, backbone_config, count_tokens, linear_flops
+from .flops import MATRIX_SIZES, backbone_config, count_tokens, cut_texts, linear_flops
 from .folders import (
     PASSAGE_LENGTH,
     QUERY_LENGTH,
@@ -74,10 +74,10 @@ class Bench:
             raise InputError(f"no query of the run has {self.args.depth} passages with texts in {self.args.data}")
         return whole
 
-    def folders(self, name: str, passage_length: int = PASSAGE_LENGTH, depth: int = 100, **fields: Any) -> dict:
+    def folders(self, name: str, depth: int = 100, **fields: Any) -> dict[str, Path]:
         """Save one set of weights in every system's format, under a name; return the folders."""
         target = self.work / name
-        ours = save_set_encoder(self.model, target / "ours", passage_length, **fields)
+        ours = save_set_encoder(self.model, target / "ours", **fields)
         folders = {OURS: ours, SENTENCES: save_pointwise(ours, target / "pointwise")}
         config = json.loads((ours / "config.json").read_text("utf-8"))
         if config.get("normalize_interaction"):
@@ -214,17 +214,14 @@ def measure_cost(bench: Bench) -> dict[str, Any]:
         tokens = count_tokens(folders[OURS], query, passages, QUERY_LENGTH, PASSAGE_LENGTH)
         result["sizes"].append({"passages": size, "tokens": tokens, "seconds": seconds})
     result["memory"] = {name: worker.ask("memory")["peak"] for name, worker in fleet.items()}
-    for worker in fleet.values():
-        worker.close()
     long = [" ".join(ranked[number : number + 12]) for number in range(min(len(top), 100))]  # over 256 tokens each
     for length in tqdm(lengths, desc="tokens", disable=None):
-        folders = bench.folders(f"length-{length}", passage_length=length)
-        fleet = bench.fleet(folders, wanted)
-        seconds = time_in_turn(fleet, query, long, repeats, bench.args.largest_lightning_ir)
-        tokens = count_tokens(folders[OURS], query, long, QUERY_LENGTH, length)
-        result["lengths"].append({"length": length, "passages": len(long), "tokens": tokens, "seconds": seconds})
-        for worker in fleet.values():
-            worker.close()
+        passages = cut_texts(folders[OURS], long, length)
+        seconds = time_in_turn(fleet, query, passages, repeats, bench.args.largest_lightning_ir)
+        tokens = count_tokens(folders[OURS], query, passages, QUERY_LENGTH, PASSAGE_LENGTH)
+        result["lengths"].append({"length": length, "passages": len(passages), "tokens": tokens, "seconds": seconds})
+    for worker in fleet.values():
+        worker.close()
     return result
 
 

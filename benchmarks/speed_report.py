@@ -124,6 +124,7 @@ def draw_cost(found: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     colours = {
         "setenc_hf float32": "#1f5fa8",
@@ -154,9 +155,13 @@ def draw_cost(found: dict[str, Any], path: Path) -> None:
     axes[0].set_yscale("log")
     axes[0].set_xticks([p["passages"] for p in found["sizes"]], [f"{p['passages']:,}" for p in found["sizes"]])
     axes[0].minorticks_off()
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_major_formatter("{x:g}")
     axes[1].set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=9)
-    figure.suptitle("One re-ranked list, text to scores: all-MiniLM-L6-v2, query 32 tokens", fontsize=11)
+    figure.suptitle(
+        "One re-ranked list, from text to scores (sentence-transformers: each passage on its own)", fontsize=11
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.environments import PEERS, fingerprint, torch_requirement
-from benchmarks.flops import count_tokens, linear_flops, packed_tokens
+from benchmarks.flops import count_tokens, cut_texts, linear_flops, open_tokenizer, packed_tokens
 from benchmarks.folders import save_lightning_ir, save_set_encoder
 from benchmarks.report import BEGIN, END, Spread, ratios, table, write_report
 from benchmarks.speed import parse
@@ -51,6 +51,14 @@ def test_counted_tokens_are_those_that_the_model_sees(backbones, tmp_path):
     query, passages = "life cycle of the flea", ["a flea", "the cat is in the water, 12 days and weeks", ""]
     packed = SetEncoderTokenizer.from_pretrained(str(folder))(query, passages)
     assert count_tokens(folder, query, passages, 32, 6) == packed["input_ids"].shape[1]
+
+
+def test_texts_are_cut_to_a_number_of_tokens(backbones):
+    folder, texts = Path(backbones["bert"]), ["the cat is in the blue water", "a flea", "stonelamps and rivers"]
+    cut = cut_texts(folder, texts, 3)
+    assert cut[:2] == ["the cat is", "a flea"]
+    lengths = [len(tokens.ids) for tokens in open_tokenizer(folder).encode_batch(cut, add_special_tokens=False)]
+    assert lengths == [3, 2, 3]
 
 
 def test_a_folder_for_lightning_ir_opens_with_the_same_scores(backbones, tmp_path):
