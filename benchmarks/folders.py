@@ -31,7 +31,7 @@ def save_set_encoder(name_or_path: str, folder: Path, passage_length: int = PASS
     from setenc_hf import SetEncoderForReranking, SetEncoderTokenizer
 
     set_seed(0)
-    lengths = {"query_length": QUERY_LENGTH, "passage_length": passage_length}
+    lengths: dict[str, Any] = {"query_length": QUERY_LENGTH, "passage_length": passage_length}
     try:
         model = SetEncoderForReranking.from_pretrained(name_or_path, **lengths, **fields)
     except (OSError, ValueError) as error:

@@ -95,7 +95,7 @@ class SentenceTransformers:
         self.model.save_pretrained(folder)
 
 
-PEERS = {"lightning-ir": LightningIR, "sentence-transformers": SentenceTransformers}
+PEERS: dict[str, Any] = {"lightning-ir": LightningIR, "sentence-transformers": SentenceTransformers}
 
 
 class Divide(nn.Module):

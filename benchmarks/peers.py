@@ -54,7 +54,7 @@ def draw_lists(argv: Sequence[str]) -> tuple[dict[str, Any], Iterator[dict[str, 
         raise InputError(f"the peers know the schedules {', '.join(SCHEDULES)}, not {schedule!r}")
     data_args.eval_samples = []
     lists, _ = load_data(data_args, SetEncoderTokenizer.from_pretrained(model_args.model), training)
-    lists.tokens = [SampleTexts(part) for part in lists.samples]
+    lists.tokens = [SampleTexts(part) for part in lists.samples]  # type: ignore[misc]
     size = training.per_device_train_batch_size * training.gradient_accumulation_steps
     steps = training.max_steps
     if steps <= 0:

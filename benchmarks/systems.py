@@ -110,7 +110,7 @@ class LightningIR(System):
         self.module = CrossEncoderModule(model_name_or_path=folder, model_kwargs={"torch_dtype": dtype})
         self.module.eval()
         self.model = self.module.model
-        if self.model.config.sample_missing_docs:
+        if self.module.config.sample_missing_docs:
             raise ValueError(f"{folder}: with sample_missing_docs the scores are drawn at random; it must be off")
         self.ranknet = RankNet()
 
