@@ -1,0 +1,56 @@
+"""Figures as text: spreads, tables in Markdown, and the place in a document where they stand."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from setenc_hf.errors import InputError
+from setenc_hf.files import atomic_file
+
+BEGIN, END = "<!-- begin: speed.py -->", "<!-- end: speed.py -->"
+
+
+class Spread(NamedTuple):
+    """The least, the middle and the most of several measurements."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        ordered = sorted(values)
+        return cls(ordered[0], statistics.median(ordered), ordered[-1])
+
+    def show(self, form: str = "{:.2f}") -> str:
+        """Return `median (least to most)`."""
+        low, median, high = (form.format(value) for value in self)
+        return f"{median} ({low} to {high})"
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
+    """Return the spread of the ratios of measurements that belong together, one by one."""
+    return Spread.of(over / under for over, under in zip(above, below, strict=True))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown; every row has a cell for each column."""
+    lines = [header, ["---"] * len(header), *rows]
+    for line in lines:
+        if len(line) != len(header):
+            raise ValueError(f"a row has {len(line)} cells for {len(header)} columns: {line}")
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_report(path: Path, text: str) -> None:
+    """Write a report: between the two marks of a document that has them, else as a file of its own."""
+    whole = text + "\n"
+    if path.exists():
+        document = path.read_text("utf-8")
+        if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
+            raise InputError(f"{path}: exists, and has no lines {BEGIN!r} and {END!r} to write between")
+        head, rest = document.split(BEGIN)
+        whole = f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+    with atomic_file(path) as file:
+        file.write(whole)

@@ -1,0 +1,274 @@
+"""The pure parts of the benchmarks: work by hand-computed numbers, spreads and tables; nothing here is timed."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.environments import PEERS, fingerprint, torch_requirement
+from benchmarks.flops import count_tokens, cut_texts, linear_flops, open_tokenizer, packed_tokens
+from benchmarks.folders import save_lightning_ir, save_set_encoder
+from benchmarks.report import BEGIN, END, Spread, ratios, table, write_report
+from benchmarks.speed import parse
+from benchmarks.speed_report import draw_cost, render
+from setenc_hf.errors import InputError
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_linear_flops_by_hand():
+    config = {"hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 3}
+    # a layer: 4 * 4 * 4 = 64 multiplications for the attention, 2 * 4 * 8 = 64 for the feed-forward part, a token
+    assert linear_flops(config, tokens=10, passages=2) == 2 * (10 * 3 * 128 + 2 * 4)
+
+
+def test_linear_flops_are_those_of_the_modules(backbones):
+    from setenc_hf import SetEncoderForReranking
+
+    model = SetEncoderForReranking.from_pretrained(backbones["bert"])
+    weights = sum(
+        module.weight.numel() for name, module in model.encoder.named_modules() if isinstance(module, torch.nn.Linear)
+    )
+    assert linear_flops(model.config.encoder_config.to_dict(), tokens=1, passages=0) == 2 * weights
+
+
+def test_minilm_costs_what_is_known_of_it():
+    config = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
+    assert linear_flops(config, tokens=9_300, passages=100) == pytest.approx(0.2e12, rel=0.02)
+
+
+def test_packed_tokens_are_cut_each_to_its_length():
+    assert packed_tokens(5, [3, 300], query_length=4, passage_length=256) == (4 + 4 + 3) + (4 + 4 + 256)
+
+
+def test_counted_tokens_are_those_that_the_model_sees(backbones, tmp_path):
+    from setenc_hf import SetEncoderTokenizer
+
+    folder = save_set_encoder(backbones["bert"], tmp_path / "ours", passage_length=6)
+    query, passages = "life cycle of the flea", ["a flea", "the cat is in the water, 12 days and weeks", ""]
+    packed = SetEncoderTokenizer.from_pretrained(str(folder))(query, passages)
+    assert count_tokens(folder, query, passages, 32, 6) == packed["input_ids"].shape[1]
+
+
+def test_texts_are_cut_to_a_number_of_tokens(backbones):
+    folder, texts = Path(backbones["bert"]), ["the cat is in the blue water", "a flea", "stonelamps and rivers"]
+    cut = cut_texts(folder, texts, 3)
+    assert cut[:2] == ["the cat is", "a flea"]
+    lengths = [len(tokens.ids) for tokens in open_tokenizer(folder).encode_batch(cut, add_special_tokens=False)]
+    assert lengths == [3, 2, 3]
+
+
+def test_a_folder_for_lightning_ir_opens_with_the_same_scores(backbones, tmp_path):
+    from setenc_hf import SetEncoderForReranking
+
+    ours = save_set_encoder(backbones["bert"], tmp_path / "ours", passage_length=20)
+    theirs = save_lightning_ir(ours, tmp_path / "theirs", depth=10)
+    config = json.loads((theirs / "config.json").read_text())
+    assert config["sample_missing_docs"] is False
+    assert (config["doc_length"], config["depth"], config["add_extra_token"]) == (20, 10, True)
+    passages = ["a flea is green", "the cat", "stone paper lamp in the river water"]
+    scores = [
+        [row["score"] for row in SetEncoderForReranking.from_pretrained(str(folder)).rank("life cycle", passages)]
+        for folder in (ours, theirs)
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert max(scores[0]) - min(scores[0]) > 0.1
+
+
+def test_lightning_ir_cannot_have_what_it_does_not_know(backbones, tmp_path):
+    ours = save_set_encoder(backbones["bert"], tmp_path / "ours", normalize_interaction=True)
+    with pytest.raises(InputError, match="normalize_interaction"):
+        save_lightning_ir(ours, tmp_path / "theirs")
+
+
+def test_ratios_are_of_measurements_that_belong_together():
+    assert ratios([4.0, 9.0, 5.0], [2.0, 3.0, 5.0]) == Spread(1.0, 2.0, 3.0)
+    assert Spread.of([3.0, 1.0, 2.0, 10.0]).show("{:.1f}") == "2.5 (1.0 to 10.0)"
+
+
+def test_table():
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    with pytest.raises(ValueError, match="3 cells for 2 columns"):
+        table(["a", "b"], [["1", "2", "3"]])
+
+
+def test_a_report_goes_between_the_marks_and_nowhere_else(tmp_path):
+    document = tmp_path / "README.md"
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_report(document, "new")
+    write_report(document, "newer")
+    assert document.read_text() == f"before\n{BEGIN}\nnewer\n{END}\nafter\n"
+    (tmp_path / "other.md").write_text("someone's text\n")
+    with pytest.raises(InputError, match="write between"):
+        write_report(tmp_path / "other.md", "new")
+    assert (tmp_path / "other.md").read_text() == "someone's text\n"
+
+
+def found() -> dict:
+    """What a run finds, with figures that are easy to check."""
+    seconds = {"setenc_hf float32": 1.0, "lightning-ir float32": 3.0, "sentence-transformers float32": 1.5}
+    row = {
+        "passages": 100,
+        "tokens": 9_000,
+        "flops": 1e11,
+        "seconds": seconds,
+        "difference": dict.fromkeys(seconds, 2e-7),
+        "score_range": 3.0,
+    }
+    worker = {"torch": "2", "threads": 2}
+    memory = {"peak": 3 << 30, "now": 2 << 30, "loaded": 1 << 30}
+    return {
+        "rerank": {
+            "lists": [row, {**row, "seconds": {name: 2 * value for name, value in seconds.items()}}],
+            "peaks": {"float32": 2e11, "bfloat16": 4e11},
+            "memory": dict.fromkeys(seconds, 1 << 30),
+            "about": dict.fromkeys(seconds, worker),
+            "auto": "float32",
+        },
+        "train": {
+            "shapes": [
+                {
+                    "lists": 16,
+                    "size": 8,
+                    "dtype": "float32",
+                    "seconds": {"setenc_hf": [1.0, 2.0], "lightning-ir": [3.0, 5.0]},
+                    "memory": {"setenc_hf": memory, "lightning-ir": {**memory, "peak": 5 << 30}},
+                    "losses": {"setenc_hf": 0.5, "lightning-ir": 0.5},
+                }
+            ]
+        },
+        "quality": {"run": "bm25.run", "nDCG@10": {"float32": 0.65, "bfloat16": 0.6489}},
+        "cost": {
+            "sizes": [
+                {"passages": size, "tokens": 90 * size, "seconds": {"setenc_hf float32": [size * 0.01 * factor]}}
+                for size, factor in ((100, 1.0), (1000, 1.2))
+            ],
+            "lengths": [{"length": 32, "passages": 100, "tokens": 4_000, "seconds": {"setenc_hf float32": [0.4, 0.5]}}],
+        },
+    }
+
+
+def test_tables_say_what_was_found():
+    text = render(found())
+    ours = next(line for line in text.splitlines() if line.startswith("| setenc_hf float32 |"))
+    assert "| 1.500 (1.000 to 2.000) |" in ours
+    assert "| 38% (25% to 50%) |" in ours  # 1e11 operations in 1 or 2 s, of 2e11 a second
+    assert "| 3.00 (3.00 to 3.00) | 1.50 (1.50 to 1.50) | 2.0e-07 |" in ours
+    assert "2.75 (2.50 to 3.00)" in text  # training: 3 / 1 and 5 / 2
+    assert "3.00 / 5.00 = 0.60" in text
+    assert "2.00 / 4.00 = 0.50" in text
+    assert "| bfloat16 | 0.6489 | -0.0011 |" in text
+    assert "against one in a list of 100, setenc_hf float32: x 1.20" in text
+
+
+def test_the_picture_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    draw_cost(found()["cost"], tmp_path / "cost.png")
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_arguments(tmp_path):
+    assert parse([]).what == ["rerank", "train", "cost"]  # quality needs a trained model
+    assert parse(["--model", "m"]).what == ["rerank", "train", "cost", "quality"]
+    with pytest.raises(InputError, match="'fast' is nothing to measure"):
+        parse(["fast"])
+
+
+def test_environments_are_pinned():
+    assert torch_requirement().startswith("torch==")
+    assert len({fingerprint(name) for name in PEERS}) == len(PEERS)
+    pinned = (BENCHMARKS / "requirements-lightning-ir.txt").read_text().splitlines()
+    assert "lightning-ir==0.0.6" in pinned
+    assert all("==" in line for line in pinned if not line.startswith("#"))
+    assert not any("://" in path.read_text() for path in BENCHMARKS.glob("requirements-*.txt"))
+
+
+@pytest.mark.parametrize("module", ["environments", "speed", "worker"])
+def test_help(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module(f"benchmarks.{module}", run_name="__main__")
+    assert "usage:" in capsys.readouterr().out
+
+
+@pytest.fixture
+def samples(tmp_path):
+    """A folder of samples made by the real command, over the collection of the other tests."""
+    from data_prep import build_samples
+
+    collection = tmp_path / "collection"
+    collection.mkdir()
+    texts = [f"passage {number} the flea" for number in range(12)]
+    rows = [json.dumps({"doc_id": f"d{number}", "text": text}) for number, text in enumerate(texts)]
+    (collection / "corpus.jsonl").write_text("\n".join(rows) + "\n")
+    (collection / "queries.tsv").write_text("1\tflea\n2\tcat\n3\tdog\n")
+    (collection / "qrels.txt").write_text("1 0 d1 1\n2 0 d5 1\n3 0 d9 1\n")
+    lines = [
+        f"{query} Q0 d{(place + 4 * (query - 1)) % 12} {place + 1} {20 - place} t"
+        for query in (1, 2, 3)
+        for place in range(10)
+    ]
+    (tmp_path / "a.run").write_text("\n".join(lines) + "\n")
+    output = tmp_path / "samples"
+    build_samples.main(
+        f"--run {tmp_path / 'a.run'} --collection {collection} --labels relevance --output {output}".split()
+    )
+    return output
+
+
+def test_peers_see_the_lists_that_our_trainer_sees(samples, backbones, tmp_path):
+    from benchmarks.peers import draw_lists
+    from setenc_hf.train import load_data, load_model, parse
+
+    recipe = tmp_path / "recipe.json"
+    settings = {"model": backbones["bert"], "train_samples": [str(samples)], "output_dir": str(tmp_path / "out")}
+    settings |= {"sampling": "single_relevant", "sample_size": 4, "loss": "infonce", "max_steps": 4, "warmup_steps": 2}
+    settings |= {"per_device_train_batch_size": 2, "report_to": "none", "learning_rate": 1e-3}
+    recipe.write_text(json.dumps(settings))
+    job, lists = draw_lists([str(recipe)])
+    assert (job["steps"], job["warmup_steps"], job["loss"]) == (4, 2, "infonce")
+    drawn = list(lists)
+    # three lists in steps of two: a step of two and one of one, in each of two epochs
+    assert [item["step"] for item in drawn] == [0, 0, 1, 2, 2, 3]
+
+    model_args, data_args, training = parse([str(recipe)])
+    _, tokenizer = load_model(model_args)
+    ours, _ = load_data(data_args, tokenizer, training)
+    from setenc_hf.lists import EpochSampler
+
+    expected = []
+    for epoch in (0, 1):
+        ours.set_epoch(epoch)
+        expected += [ours[item] for item in EpochSampler(ours)]
+    for item, sample in zip(drawn, expected, strict=True):
+        assert item["labels"] == sample["labels"].tolist()
+        assert sorted(item["labels"]) == [0.0, 0.0, 0.0, 1.0]
+        for text, ids in zip(item["passages"], sample["passage_ids"], strict=True):
+            assert tokenizer.encode_passages([text])[0] == ids.tolist()
+
+
+def test_peers_refuse_a_loss_that_they_have_not(samples, backbones, tmp_path):
+    from benchmarks.peers import draw_lists
+
+    recipe = tmp_path / "recipe.json"
+    settings = {"model": backbones["bert"], "train_samples": [str(samples)], "output_dir": str(tmp_path / "out")}
+    recipe.write_text(json.dumps({**settings, "loss": "listnet", "report_to": "none"}))
+    with pytest.raises(InputError, match="infonce or ranknet"):
+        draw_lists([str(recipe)])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant", "constant_with_warmup"])
+def test_peers_learn_at_the_rates_of_transformers(schedule):
+    from transformers import get_scheduler
+
+    from benchmarks.peer_worker import learning_rate_factor
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(schedule, optimizer, num_warmup_steps=3, num_training_steps=10)
+    for step in range(10):
+        assert learning_rate_factor(step, 10, 3, schedule) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
