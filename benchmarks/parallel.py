@@ -90,13 +90,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parallel", description=__doc__)
     parser.add_argument("--model", required=True, help="a plain backbone: folder or hub id")
     parser.add_argument("--samples", required=True, help="listwise samples with labels of relevance")
+    parser.add_argument("--setups", nargs="+", choices=SETUPS, default=list(SETUPS), help="which rows, all by default")
     parser.add_argument("--output", help="file for the table, beside what is printed")
     args = parser.parse_args(argv)
     lines = [
         f"| set-up | loss of step {STEPS} | seconds a step | peak of each process, MiB |",
         "| --- | --- | --- | --- |",
     ]
-    for name, (processes, stage) in SETUPS.items():
+    for name in args.setups:
+        processes, stage = SETUPS[name]
         with tempfile.TemporaryDirectory() as folder:
             loss, seconds, peaks = train(args.model, args.samples, processes, stage, Path(folder))
         lines.append(f"| {name} | {loss:.6f} | {seconds:.3f} | {' + '.join(f'{peak:,.0f}' for peak in peaks)} |")
