@@ -13,7 +13,7 @@ from transformers import ProgressCallback, TrainingArguments
 from .checkpoints import CheckpointedTrainer
 from .distributed import stand_alone
 from .errors import InputError
-from .hub import HubTrainer
+from .hub_trainer import HubTrainer
 from .lists import EpochSampler, EvaluationLists, ListwiseCollator, TrainingLists
 from .losses import ListwiseLoss
 from .measures import mean, parse_measures, per_query
