@@ -13,6 +13,7 @@ from zlib import error as ZlibError
 from .errors import InputError
 
 PARTIAL = ".partial"
+DAMAGED = (EOFError, gzip.BadGzipFile, ZlibError)  # what gzip raises for bytes that are not, or not all, there
 
 
 def partial_path(path: Path) -> Path:
@@ -90,20 +91,31 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     Raises `InputError` naming the file, and the line where there is one: missing file, directory, truncated or
     corrupt gzip, bytes that are not UTF-8.
     """
-    path = Path(path)
-    check_readable(path)
     number = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as lines:
+        with open_bytes(path) as lines:
             for number, line in enumerate(lines, start=1):
-                yield number, line.decode("utf-8").rstrip("\r\n")
+                yield number, decode_line(path, number, line)
+    except DAMAGED as error:
+        raise InputError(
+            f"{path}:{number + 1}: the gzip file is damaged or cut short ({error}); fetch it again"
+        ) from None
+
+
+def open_bytes(path: str | Path) -> IO[bytes]:
+    """Open a file, plain or `.gz`, for reading its bytes; raises `InputError` where there is none."""
+    path = Path(path)
+    check_readable(path)
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
+
+
+def decode_line(path: str | Path, number: int, line: bytes) -> str:
+    """Return a line without its end; raises `InputError` with `file:line` where it is not UTF-8."""
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}:{number}: not UTF-8 text ({error.reason} at byte {error.start} of the line)"
-        ) from None
-    except (EOFError, gzip.BadGzipFile, ZlibError) as error:
-        raise InputError(
-            f"{path}:{number + 1}: the gzip file is damaged or cut short ({error}); fetch it again"
         ) from None
 
 
