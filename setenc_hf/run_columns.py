@@ -92,17 +92,13 @@ def read_columns(path: str | Path, block_bytes: int = BLOCK_BYTES) -> Iterator[p
     Raises `InputError` as [`parse_line`] does, for a file without any line, and as `read_lines` for what is no text.
     """
     empty = True
+    tables = (table for block in _read_blocks(path, block_bytes) if (table := _parse(path, *block)).num_rows)
     with ThreadPoolExecutor(1) as reader:
-        blocks = _read_blocks(path, block_bytes)
-        following = reader.submit(next, blocks, None)
-        while (block := following.result()) is not None:
-            following = reader.submit(next, blocks, None)
-            table = _parse_plain(block[1])
-            if table is None:
-                table = _parse_lines(path, *block)
-            if table.num_rows:
-                empty = False
-                yield table
+        following = reader.submit(next, tables, None)
+        while (table := following.result()) is not None:
+            following = reader.submit(next, tables, None)
+            empty = False
+            yield table
     if empty:
         raise InputError(f"{path}: holds no run line; a run has lines `query_id Q0 doc_id rank score tag`")
 
@@ -126,6 +122,11 @@ def _read_blocks(path: str | Path, block_bytes: int) -> Iterator[tuple[int, byte
         raise
     if rest:
         yield number, rest
+
+
+def _parse(path: str | Path, first: int, block: bytes) -> pa.Table:
+    table = _parse_plain(block)
+    return _parse_lines(path, first, block) if table is None else table
 
 
 def _parse_plain(block: bytes) -> pa.Table | None:
