@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from setenc_hf import __version__
@@ -35,26 +36,59 @@ from setenc_hf.samples import (
 )
 from setenc_hf.trec import Qrel, read_qrels
 
+from .corpora import FULL, Corpora, name_of, open_corpus
 from .list_batches import Judgements, RankedLists, SampleMaker
 from .run_spill import RunSpill
 
 DOCS_PER_BATCH = 1_000
 
 
-def corpus_batches(docs: Iterable[Doc], numbers: Mapping[str, int], rows: np.ndarray) -> Iterator[pa.RecordBatch]:
-    """Yield the corpus, and note in `rows` where each of the numbered documents went."""
-    schema, row = corpus_features().arrow_schema, 0
+class Rows:
+    """The row in the corpus of each document that lists need, filled in as the corpus goes by.
+
+    Args:
+        numbers: of the documents that are needed.
+        total: how many numbers there are.
+    """
+
+    def __init__(self, numbers: Mapping[str, int], total: int) -> None:
+        self.numbers = numbers
+        self.of = np.full(total, -1, np.int32)  # by number of the document, -1 where it has no text
+        self.seen = 0
+
+    def note(self, doc_ids: Sequence[str]) -> None:
+        """Note that these are the next rows of the corpus."""
+        places = np.array([self.numbers.get(doc_id, -1) for doc_id in doc_ids], np.int32)
+        needed = np.flatnonzero(places >= 0)
+        self.of[places[needed]] = needed + self.seen
+        self.seen += len(doc_ids)
+
+
+def corpus_batches(docs: Iterable[Doc], rows: Rows) -> Iterator[pa.RecordBatch]:
+    """Yield the corpus, and note where each document went."""
+    schema = corpus_features().arrow_schema
     for batch in batched(tqdm(docs, desc="corpus", unit=" passages", unit_scale=True, disable=None), DOCS_PER_BATCH):
-        places = [numbers.get(doc.doc_id, -1) for doc in batch]
-        kept = np.array(places) >= 0
-        rows[np.array(places)[kept]] = np.flatnonzero(kept) + row
-        yield pa.record_batch([[doc.doc_id for doc in batch], [doc.text for doc in batch]], schema=schema)
-        row += len(batch)
+        doc_ids = [doc.doc_id for doc in batch]
+        rows.note(doc_ids)
+        yield pa.record_batch([doc_ids, [doc.text for doc in batch]], schema=schema)
 
 
-def build(args: argparse.Namespace) -> tuple[Counter, Path]:
+def write_full_corpus(folder: Path, collection: Collection, corpora: Corpora, rows: Rows) -> None:
+    """Write the whole collection, or link it where an earlier build kept it; the bytes are the same."""
+    if corpora.link_full(folder):
+        for chunk in open_corpus(folder).column("doc_id").chunks:
+            rows.note(chunk.to_pylist())
+        return
+    fingerprint = fingerprint_of(collection.corpus_sources())
+    write_arrow(folder, corpus_features(), corpus_batches(collection.docs(), rows), fingerprint)
+    doc_ids = open_corpus(folder).column("doc_id")
+    if pc.count_distinct(doc_ids).as_py() < len(doc_ids):
+        for _ in collection.pick(doc_ids.to_pylist()):  # names the document and its line
+            pass
+
+
+def build(args: argparse.Namespace, collection: Collection) -> tuple[Counter, Path]:
     """Build the folder; return what was counted."""
-    collection = open_collection(args.collection)
     qrels: list[Qrel] | None = None
     if args.labels == "relevance":
         qrels = list(read_qrels(args.qrels)) if args.qrels else collection.qrels()
@@ -63,7 +97,7 @@ def build(args: argparse.Namespace) -> tuple[Counter, Path]:
     inputs = {"runs": {path: sha256(path) for path in args.run}, "collection": {args.collection: collection.sources()}}
     if args.qrels:
         inputs["qrels"] = {args.qrels: sha256(args.qrels)}
-    settings = {"labels": args.labels, "depth": args.depth, "add_relevant": args.add_relevant}
+    settings = {name: getattr(args, name) for name in ("labels", "depth", "add_relevant", "corpus")}
     counts: Counter = Counter()
     with atomic_folder(args.output, overwrite=args.overwrite) as folder:
         write_folder(folder, args, collection, qrels, fingerprint_of(inputs, settings), counts)
@@ -93,14 +127,18 @@ def write_folder(
     judgements = Judgements(qrels, spill.query_ids, spill.docs, args.add_relevant) if qrels is not None else None
     ranked = RankedLists(spill, folder / "ranked", args.depth, judgements, counts)
     numbers = {doc_id: number for doc_id, number in spill.docs.items() if ranked.is_needed[number]}
-    rows = np.full(len(spill.docs), -1, np.int32)
+    rows = Rows(numbers, len(spill.docs))
     spill.docs.clear()
-    corpus = corpus_batches(collection.pick(numbers.keys()), numbers, rows)
-    counts["corpus passages"] = write_arrow(folder / "corpus", corpus_features(), corpus, fingerprint)
+    if args.corpus == "full":
+        write_full_corpus(folder / "corpus", collection, Corpora(args.corpus_dir, collection), rows)
+    else:
+        corpus = corpus_batches(collection.pick(numbers.keys()), rows)
+        write_arrow(folder / "corpus", corpus_features(), corpus, fingerprint)
+    counts["corpus passages"] = rows.seen
     numbers.clear()
     queries = collection.queries()
     features = sample_features()
-    maker = SampleMaker(spill.query_ids, queries, rows, judgements, args.labels, features.arrow_schema, counts)
+    maker = SampleMaker(spill.query_ids, queries, rows.of, judgements, args.labels, features.arrow_schema, counts)
     counts["lists"] = write_arrow(folder / "samples", features, map(maker.batch, ranked), fingerprint)
     ranked.path.unlink()
     if not counts["lists"]:
@@ -110,6 +148,29 @@ def write_folder(
         kept = queries.keys() & set(spill.query_ids)
         lines = (f"{q.query_id} {q.iteration} {q.doc_id} {q.relevance}\n" for q in qrels if q.query_id in kept)
         (folder / "qrels.txt").write_text("".join(lines), "utf-8")
+
+
+def finish_corpus(args: argparse.Namespace, collection: Collection, folder: Path) -> None:
+    """Tokenise what no earlier build has tokenised, and keep what others may use."""
+    corpora = Corpora(args.corpus_dir, collection)
+    name = FULL if args.corpus == "full" else None
+    tokenizer = None
+    if args.tokenizer:
+        from setenc_hf.tokenization import SetEncoderTokenizer
+        from setenc_hf.tokens import SampleTokens, fingerprint
+
+        backend = SetEncoderTokenizer.from_pretrained(args.tokenizer).backend
+        samples, tokenizer = ListwiseSamples.open(folder), fingerprint(backend)
+        doc_ids = samples.corpus.data.table["doc_id"]
+        known = list(corpora.known_tokens(doc_ids, tokenizer))
+        reused = sum(int((part.rows >= 0).sum()) for part in known)
+        SampleTokens.of(samples, backend, args.num_proc, known)
+        print(f"{reused:>12,}  passages whose tokens were there, {len(doc_ids) - reused:,} tokenised")
+        if reused < len(doc_ids) and name is None:
+            name = name_of(doc_ids)
+    if name is not None:
+        corpora.keep(folder, name, tokenizer)
+        print(f"Kept the corpus for later builds in {args.corpus_dir}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -127,10 +188,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="with relevance: add relevant passages that no run retrieved, for training only (default: yes)",
     )
     add("--tokenizer", help="folder or hub id: tokenise now what training would tokenise at its start")
+    add("--num-proc", type=int, default=1, help="processes that tokenise (default: %(default)s)")
+    add(
+        "--corpus",
+        choices=("referenced", "full"),
+        default="referenced",
+        help="keep the passages that a list needs, or the whole collection (default: %(default)s)",
+    )
+    add(
+        "--corpus-dir",
+        type=Path,
+        help="where whole collections and tokens are kept for other builds (default: corpora, beside the output)",
+    )
     add("--output", required=True, help="folder to write")
     add("--overwrite", action="store_true", help="replace the folder if it is there")
     args = parser.parse_args(argv)
     args.run = [path for paths in args.run for path in paths]
+    args.corpus_dir = args.corpus_dir or Path(args.output).absolute().parent / "corpora"
+    if args.num_proc < 1:
+        raise InputError(f"--num-proc is at least 1 process, got {args.num_proc}")
     if args.depth < 1:
         raise InputError(f"--depth keeps at least 1 passage, got {args.depth}")
     repeated = [path for path, times in Counter(args.run).items() if times > 1]
@@ -141,12 +217,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    counts, folder = build(args)
-    if args.tokenizer:
-        from setenc_hf.tokenization import SetEncoderTokenizer
-        from setenc_hf.tokens import SampleTokens
-
-        SampleTokens.of(ListwiseSamples.open(folder), SetEncoderTokenizer.from_pretrained(args.tokenizer).backend)
+    collection = open_collection(args.collection)
+    counts, folder = build(args, collection)
+    finish_corpus(args, collection, folder)
     for name, count in sorted(counts.items()):
         print(f"{count:>12,}  {name}")
     print(f"Wrote {counts['lists']:,} lists of {counts['corpus passages']:,} passages to {folder}")
