@@ -37,6 +37,7 @@ from setenc_hf.samples import (
 from setenc_hf.trec import Qrel, read_qrels
 
 from .corpora import FULL, Corpora, name_of, open_corpus
+from .export_samples import add_arguments, publish
 from .list_batches import Judgements, RankedLists, SampleMaker
 from .run_spill import RunSpill
 
@@ -202,7 +203,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--output", required=True, help="folder to write")
     add("--overwrite", action="store_true", help="replace the folder if it is there")
+    add("--export", type=Path, help="also write the lists with their texts here, in Parquet, for `datasets` alone")
+    add_arguments(parser)
     args = parser.parse_args(argv)
+    if args.push_to_hub and not args.export:
+        args.export = Path(f"{args.output.rstrip('/')}-export")
     args.run = [path for paths in args.run for path in paths]
     args.corpus_dir = args.corpus_dir or Path(args.output).absolute().parent / "corpora"
     if args.num_proc < 1:
@@ -223,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, count in sorted(counts.items()):
         print(f"{count:>12,}  {name}")
     print(f"Wrote {counts['lists']:,} lists of {counts['corpus passages']:,} passages to {folder}")
+    if args.export:
+        publish(folder, args.export, args.push_to_hub, args.private, args.overwrite)
 
 
 if __name__ == "__main__":
