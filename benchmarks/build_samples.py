@@ -1,6 +1,6 @@
 """How fast and how large: runs into samples, and samples into a training step.
 
-    python benchmarks/build_samples.py --model BACKBONE --folder /tmp/build-samples [--lines 1 5 20] [--passages 1000000]
+    python benchmarks/build_samples.py --model BACKBONE --folder F [--lines 1 5 20] [--passages 1000000]
 
 Makes a synthetic collection and runs (kept in the folder), tokenises the collection once, then times a build of each
 size in a process of its own, and reads lists from the largest one: as training does, and as a data set does that keeps

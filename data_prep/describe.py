@@ -96,16 +96,16 @@ def plot(samples: ListwiseSamples, path: Path) -> None:
     axes = figure.subplots(1, 3)
     axes[0].hist(lengths, bins=_bins(lengths), color="#4477aa")
     axes[0].set(title="List lengths", xlabel="passages of a list", ylabel="lists")
-    axes[1].hist(labels, bins=_bins(labels), color="#4477aa", log=True)
-    axes[1].set(title=f"Labels ({samples.labels_kind})", xlabel="label", ylabel="passages (log)")
+    axes[1].hist(labels, bins=_bins(labels), color="#4477aa")
+    axes[1].set(title=f"Labels ({samples.labels_kind})", xlabel="label", ylabel="passages")
     retrieved = ranks > 0
     if retrieved.any():
         bins = _bins(ranks[retrieved])
-        axes[2].hist(ranks[retrieved], bins=bins, color="#bbccdd", label="all", log=True)
+        axes[2].hist(ranks[retrieved], bins=bins, color="#bbccdd", label="all")
         if samples.labels_kind == "relevance":
-            axes[2].hist(ranks[retrieved & (labels > 0)], bins=bins, color="#aa3377", label="relevant", log=True)
-            axes[2].legend(frameon=False)
-    axes[2].set(title="Ranks in the run", xlabel="rank", ylabel="passages (log)")
+            axes[2].hist(ranks[retrieved & (labels > 0)], bins=bins, color="#aa3377", label="relevant")
+            figure.legend(*axes[2].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    axes[2].set(title="Ranks in the run", xlabel="rank", ylabel="passages")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     try:

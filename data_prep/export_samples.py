@@ -1,7 +1,8 @@
 """Samples with their texts inside, for `datasets` alone: `python -m data_prep.export_samples DIR --output EXPORT`.
 
 One row a list (`query_id`, `query`, `doc_ids`, `passages`, `labels`, `ranks`, `scores`) in Parquet files, the
-judgements where there are some, and a dataset card; `--push-to-hub USER/NAME` uploads it, with the token of `hf auth login`.
+judgements where there are some, and a dataset card; `--push-to-hub USER/NAME` uploads it, with the token of
+`hf auth login`.
 """
 
 import argparse
