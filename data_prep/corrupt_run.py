@@ -1,4 +1,4 @@
-"""Re-order a run, to see whether a re-ranker minds: `python -m data_prep.corrupt_run --run R --order random --output R2`.
+"""Re-order a run, to see whether a re-ranker minds: `python -m data_prep.corrupt_run --run R --order O --output R2`.
 
 `ideal` puts the lists by judged relevance, best first, `inverse-ideal` worst first, `random` in an order drawn from the
 seed and the query; passages stay the same. Unjudged passages count as not relevant. Within one grade, the run's own
