@@ -2,7 +2,7 @@
 
 A passage that says what another one says is relevant, but not new. Passages of a list whose words overlap (Jaccard
 similarity of word sets at `--similarity` or above) become one subtopic, directly or through others; the output is a
-qrels file of diversity judgements, `query_id subtopic doc_id grade`, that `setenc_hf.evaluate` measures alpha-nDCG by.
+qrels file of diversity judgements, `query_id subtopic doc_id grade`, as alpha-nDCG wants them.
 Only passages that are judged relevant are written, with their grade; `--all-relevant` takes the whole list with 1.
 """
 

@@ -58,14 +58,16 @@ def test_columns_are_what_the_plain_reader_reads(tmp_path, content, block):
     assert columns == outcome(lambda: map(tuple, read_run(path)))
 
 
-def test_every_odd_piece_at_every_place_of_a_line(tmp_path):
+def test_every_odd_piece_at_every_place_of_a_line_and_every_gap(tmp_path):
     path = tmp_path / "a.run"
     line = b"q1 Q0 d 1 2 t\n"
-    for piece in PIECES:
-        for start in range(len(line) + 1):
-            path.write_bytes(b"q0 Q0 d 1 2 t\n" + line[:start] + piece + line[start:])
-            columns = outcome(lambda: [row for t in read_columns(path) for row in zip(*t.to_pydict().values())])
-            assert columns == outcome(lambda: map(tuple, read_run(path))), (piece, start)
+    places = range(len(line) + 1)
+    odd = [line[:start] + piece + line[start:] for piece in PIECES for start in places]
+    odd += [line[:start] + line[end:] for start in places for end in places[start:]]
+    for bytes_ in odd:
+        path.write_bytes(bytes_ + b"q0 Q0 d 1 2 t\n" + bytes_)
+        columns = outcome(lambda: [row for t in read_columns(path) for row in zip(*t.to_pydict().values())])
+        assert columns == outcome(lambda: map(tuple, read_run(path))), bytes_
 
 
 @SETTINGS
