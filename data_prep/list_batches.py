@@ -63,7 +63,9 @@ class Judgements:
         """Return the relevant pairs that are not among those of some whole lists."""
         start, end = np.searchsorted(self.relevant >> 32, [ranked["list"][0], ranked["list"][-1] + 1])
         relevant = self.relevant[start:end]
-        return relevant[~np.isin(relevant, _pairs(ranked))]
+        pairs = np.sort(_pairs(ranked))
+        places = np.minimum(np.searchsorted(pairs, relevant), len(pairs) - 1)
+        return relevant[pairs[places] != relevant]
 
 
 def cut_and_merge(lines: np.ndarray, depth: int, counts: Counter) -> np.ndarray:

@@ -25,8 +25,11 @@ class Numbers(dict[str, int]):
     def of(self, texts: pa.ChunkedArray) -> np.ndarray:
         """Return the number of each text, int32 [texts]; a new text gets the next one."""
         encoded = texts.combine_chunks().dictionary_encode()
-        size = self.__len__
-        numbers = [self.setdefault(text, size()) for text in encoded.dictionary.to_pylist()]
+        unique = encoded.dictionary.to_pylist()
+        numbers = list(map(self.get, unique))
+        for place, number in enumerate(numbers):
+            if number is None:
+                numbers[place] = self[unique[place]] = len(self)
         return np.array(numbers, np.int32)[np.asarray(encoded.indices)]
 
 
@@ -95,9 +98,10 @@ class RunSpill:
 
     def _check_repeated(self, lines: np.ndarray, group: np.ndarray) -> None:
         pairs = (group - group[0]) * len(self.docs) + lines["doc"]
-        unique, counts = np.unique(pairs, return_counts=True)
-        if len(unique) < len(pairs):
-            first, doc = divmod(int(unique[counts > 1][0]), len(self.docs))
+        pairs.sort()
+        repeated = pairs[1:][pairs[1:] == pairs[:-1]]
+        if len(repeated):
+            first, doc = divmod(int(repeated[0]), len(self.docs))
             number, run = divmod(first + int(group[0]), len(self.paths))
             doc_ids = [doc_id for doc_id, place in self.docs.items() if place == doc]
             raise repeated_document(self.paths[run], self.query_ids[number], doc_ids * 2)
