@@ -11,194 +11,167 @@ every run is a teacher, and each of its lists is a sample of its own.
 import argparse
 import hashlib
 import json
-from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from setenc_hf import __version__
-from setenc_hf.collection import Collection, open_collection
+from setenc_hf.collection import Collection, Doc, open_collection
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
 from setenc_hf.files import atomic_folder, sha256
 from setenc_hf.samples import (
     FORMAT_VERSION,
-    IGNORE_LABEL,
     LABEL_KINDS,
     ListwiseSamples,
+    batched,
     corpus_features,
     sample_features,
     write_arrow,
 )
-from setenc_hf.trec import Qrel, read_lists, read_qrels
+from setenc_hf.trec import Qrel, read_qrels
 
-NOT_RETRIEVED = 0  # the rank of a passage that was added from the judgements
+from .corpora import FULL, Corpora, name_of, open_corpus
+from .export_samples import add_arguments, publish
+from .list_batches import Judgements, RankedLists, SampleMaker
+from .run_spill import RunSpill
 
-
-class StoredList:
-    """A list on its way: documents by number, ranks and scores, a few bytes a line."""
-
-    __slots__ = ("docs", "query_id", "ranks", "scores")
-
-    def __init__(self, query_id: str) -> None:
-        self.query_id = query_id
-        self.docs = array("i")
-        self.ranks = array("i")
-        self.scores = array("f")
-
-    def add(self, doc: int, rank: int, score: float) -> None:
-        self.docs.append(doc)
-        self.ranks.append(rank)
-        self.scores.append(score)
+DOCS_PER_BATCH = 1_000
 
 
-def read_runs(
-    paths: Sequence[str], depth: int, merge: bool, counts: Counter
-) -> tuple[list[StoredList], dict[str, int]]:
-    """Read the top `depth` of every list; return them and the number given to each document.
+class Rows:
+    """The row in the corpus of each document that lists need, filled in as the corpus goes by.
 
-    `merge` makes one list of a query's lists in several runs: each document once, at its best rank, with the score it
-    has there, ties in the order of the runs.
+    Args:
+        numbers: of the documents that are needed.
+        total: how many numbers there are.
     """
-    numbers: dict[str, int] = {}
-    lists: dict[tuple[str, int], StoredList] = {}
-    for run, path in enumerate(paths):
-        for query_id, lines in tqdm(read_lists(path), desc=Path(path).name, unit=" lists", disable=None):
-            counts["run lines read"] += len(lines)
-            counts["run lines below depth"] += max(len(lines) - depth, 0)
-            stored = lists.setdefault((query_id, 0 if merge else run), StoredList(query_id))
-            for rank, line in enumerate(lines[:depth], start=1):
-                stored.add(numbers.setdefault(line.doc_id, len(numbers)), rank, line.score)
-    if merge and len(paths) > 1:
-        lists = {key: _merged(stored, counts) for key, stored in lists.items()}
-    return list(lists.values()), numbers
+
+    def __init__(self, numbers: Mapping[str, int], total: int) -> None:
+        self.numbers = numbers
+        self.of = np.full(total, -1, np.int32)  # by number of the document, -1 where it has no text
+        self.seen = 0
+
+    def note(self, doc_ids: Sequence[str]) -> None:
+        """Note that these are the next rows of the corpus."""
+        places = np.array([self.numbers.get(doc_id, -1) for doc_id in doc_ids], np.int32)
+        needed = np.flatnonzero(places >= 0)
+        self.of[places[needed]] = needed + self.seen
+        self.seen += len(doc_ids)
 
 
-def _merged(stored: StoredList, counts: Counter) -> StoredList:
-    merged, seen = StoredList(stored.query_id), set()
-    for place in sorted(range(len(stored.docs)), key=stored.ranks.__getitem__):
-        doc = stored.docs[place]
-        if doc in seen:
-            counts["run lines merged (same passage in several runs)"] += 1
-            continue
-        seen.add(doc)
-        merged.add(doc, stored.ranks[place], stored.scores[place])
-    return merged
+def corpus_batches(docs: Iterable[Doc], rows: Rows) -> Iterator[pa.RecordBatch]:
+    """Yield the corpus, and note where each document went."""
+    schema = corpus_features().arrow_schema
+    for batch in batched(tqdm(docs, desc="corpus", unit=" passages", unit_scale=True, disable=None), DOCS_PER_BATCH):
+        doc_ids = [doc.doc_id for doc in batch]
+        rows.note(doc_ids)
+        yield pa.record_batch([doc_ids, [doc.text for doc in batch]], schema=schema)
 
 
-def add_relevant(
-    lists: Sequence[StoredList], numbers: dict[str, int], judged: dict[str, dict[str, int]], counts: Counter
-) -> None:
-    """Add the relevant passages that no run retrieved behind each list, with rank 0."""
-    for stored in lists:
-        present = set(stored.docs)
-        for doc_id, relevance in judged.get(stored.query_id, {}).items():
-            if relevance > 0 and numbers.get(doc_id) not in present:
-                counts["relevant passages added (not retrieved)"] += 1
-                stored.add(numbers.setdefault(doc_id, len(numbers)), NOT_RETRIEVED, 0.0)
+def write_full_corpus(folder: Path, collection: Collection, corpora: Corpora, rows: Rows) -> None:
+    """Write the whole collection, or link it where an earlier build kept it; the bytes are the same."""
+    if corpora.link_full(folder):
+        for chunk in open_corpus(folder).column("doc_id").chunks:
+            rows.note(chunk.to_pylist())
+        return
+    fingerprint = fingerprint_of(collection.corpus_sources())
+    write_arrow(folder, corpus_features(), corpus_batches(collection.docs(), rows), fingerprint)
+    doc_ids = open_corpus(folder).column("doc_id")
+    if pc.count_distinct(doc_ids).as_py() < len(doc_ids):
+        for _ in collection.pick(doc_ids.to_pylist()):  # names the document and its line
+            pass
 
 
-def make_samples(
-    lists: Sequence[StoredList],
-    queries: dict[str, str],
-    rows: array,
-    doc_ids: Sequence[str],
-    judged: dict[str, dict[str, int]] | None,
-    labels: str,
-    counts: Counter,
-) -> Iterator[dict]:
-    """Yield a sample for each list that has a query text, judgements where needed, and a passage with a text.
-
-    `rows` is each document's row in the corpus by its number, -1 where it has no text.
-    """
-    for stored in lists:
-        if stored.query_id not in queries:
-            counts["lists left out: query unknown to the collection"] += 1
-            continue
-        if judged is not None and stored.query_id not in judged:
-            counts["lists left out: query without judgements"] += 1
-            continue
-        places = [place for place, doc in enumerate(stored.docs) if rows[doc] >= 0]
-        counts["passages left out: no text in the collection"] += len(stored.docs) - len(places)
-        if not places:
-            counts["lists left out: no passage has a text"] += 1
-            continue
-        ranks = [stored.ranks[place] for place in places]
-        scores = [None if stored.ranks[place] == NOT_RETRIEVED else stored.scores[place] for place in places]
-        if judged is not None:
-            relevances = [judged[stored.query_id].get(doc_ids[stored.docs[place]]) for place in places]
-            counts["passages taken as not relevant: unjudged"] += relevances.count(None)
-            values = [float(relevance or 0) for relevance in relevances]
-            counts["lists without a relevant passage (kept)"] += not any(value > 0 for value in values)
-        elif labels == "rank":
-            values = [float(len(places) - place) for place in range(len(places))]
-        else:
-            values = [stored.scores[place] for place in places]
-        if IGNORE_LABEL in values:
-            raise InputError(f"query {stored.query_id!r}: the label {IGNORE_LABEL} marks padding; shift the scores")
-        counts["lists of a single passage (kept)"] += len(places) == 1
-        counts["passages"] += len(places)
-        yield {
-            "query_id": stored.query_id,
-            "query": queries[stored.query_id],
-            "passages": [rows[stored.docs[place]] for place in places],
-            "labels": values,
-            "ranks": ranks,
-            "scores": scores,
-        }
-
-
-def corpus_rows(collection: Collection, numbers: dict[str, int], rows: array) -> Iterator[dict]:
-    """Yield the corpus and note in `rows` where each document went."""
-    picked = collection.pick(numbers.keys())
-    for row, doc in enumerate(tqdm(picked, desc="corpus", unit=" passages", total=len(numbers), disable=None)):
-        rows[numbers[doc.doc_id]] = row
-        yield {"doc_id": doc.doc_id, "text": doc.text}
-
-
-def build(args: argparse.Namespace) -> tuple[Counter, Path]:
+def build(args: argparse.Namespace, collection: Collection) -> tuple[Counter, Path]:
     """Build the folder; return what was counted."""
-    collection = open_collection(args.collection)
-    counts: Counter = Counter()
-    judged: dict[str, dict[str, int]] | None = None
-    qrels: list[Qrel] = []
+    qrels: list[Qrel] | None = None
     if args.labels == "relevance":
         qrels = list(read_qrels(args.qrels)) if args.qrels else collection.qrels()
-        judged = {}
-        for qrel in qrels:  # of a document judged for several subtopics, the highest relevance
-            grades = judged.setdefault(qrel.query_id, {})
-            grades[qrel.doc_id] = max(qrel.relevance, grades.get(qrel.doc_id, qrel.relevance))
     elif args.qrels:
         raise InputError(f"--qrels gives labels of relevance and is not used with --labels {args.labels}; leave it out")
     inputs = {"runs": {path: sha256(path) for path in args.run}, "collection": {args.collection: collection.sources()}}
     if args.qrels:
         inputs["qrels"] = {args.qrels: sha256(args.qrels)}
+    settings = {name: getattr(args, name) for name in ("labels", "depth", "add_relevant", "corpus")}
+    counts: Counter = Counter()
     with atomic_folder(args.output, overwrite=args.overwrite) as folder:
-        lists, numbers = read_runs(args.run, args.depth, args.labels == "relevance", counts)
-        if judged is not None and args.add_relevant:
-            add_relevant(lists, numbers, judged, counts)
-        settings = {"labels": args.labels, "depth": args.depth, "add_relevant": args.add_relevant}
-        fingerprint = hashlib.sha256(json.dumps([inputs, settings], sort_keys=True).encode()).hexdigest()
-        rows = array("i", [-1]) * len(numbers)
-        corpus = corpus_rows(collection, numbers, rows)
-        counts["corpus passages"] = write_arrow(folder / "corpus", corpus_features(), corpus, fingerprint)
-        queries = collection.queries()
-        samples = make_samples(lists, queries, rows, list(numbers), judged, args.labels, counts)
-        counts["lists"] = write_arrow(folder / "samples", sample_features(), samples, fingerprint)
-        if not counts["lists"]:
-            reasons = ", ".join(f"{name}: {count}" for name, count in counts.items() if count and "left out" in name)
-            raise InputError(f"no list is left ({reasons}); do the runs and {args.collection} belong together?")
-        if judged is not None:
-            kept = {stored.query_id for stored in lists} & judged.keys() & queries.keys()
-            lines = (f"{q.query_id} {q.iteration} {q.doc_id} {q.relevance}\n" for q in qrels if q.query_id in kept)
-            (folder / "qrels.txt").write_text("".join(lines), "utf-8")
+        write_folder(folder, args, collection, qrels, fingerprint_of(inputs, settings), counts)
         counts = Counter({name: count for name, count in counts.items() if count})
         meta = {"format": FORMAT_VERSION, **settings, "sources": inputs, "counts": dict(sorted(counts.items()))}
         meta["made_by"] = f"setenc_hf {__version__}"
         (folder / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n", "utf-8")
     return counts, Path(args.output)
+
+
+def fingerprint_of(*parts: object) -> str:
+    """Return a hash of what can be written as JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def write_folder(
+    folder: Path,
+    args: argparse.Namespace,
+    collection: Collection,
+    qrels: Sequence[Qrel] | None,
+    fingerprint: str,
+    counts: Counter,
+) -> None:
+    """Write samples, corpus and judgements; the lines of the runs wait in the folder meanwhile."""
+    spill = RunSpill(folder / "lines", merge=qrels is not None)
+    spill.read(args.run)
+    judgements = Judgements(qrels, spill.query_ids, spill.docs, args.add_relevant) if qrels is not None else None
+    ranked = RankedLists(spill, folder / "ranked", args.depth, judgements, counts)
+    numbers = {doc_id: number for doc_id, number in spill.docs.items() if ranked.is_needed[number]}
+    rows = Rows(numbers, len(spill.docs))
+    spill.docs.clear()
+    if args.corpus == "full":
+        write_full_corpus(folder / "corpus", collection, Corpora(args.corpus_dir, collection), rows)
+    else:
+        corpus = corpus_batches(collection.pick(numbers.keys()), rows)
+        write_arrow(folder / "corpus", corpus_features(), corpus, fingerprint)
+    counts["corpus passages"] = rows.seen
+    numbers.clear()
+    queries = collection.queries()
+    features = sample_features()
+    maker = SampleMaker(spill.query_ids, queries, rows.of, judgements, args.labels, features.arrow_schema, counts)
+    counts["lists"] = write_arrow(folder / "samples", features, map(maker.batch, ranked), fingerprint)
+    ranked.path.unlink()
+    if not counts["lists"]:
+        reasons = ", ".join(f"{name}: {count}" for name, count in counts.items() if count and "left out" in name)
+        raise InputError(f"no list is left ({reasons}); do the runs and {args.collection} belong together?")
+    if qrels is not None:
+        kept = queries.keys() & set(spill.query_ids)
+        lines = (f"{q.query_id} {q.iteration} {q.doc_id} {q.relevance}\n" for q in qrels if q.query_id in kept)
+        (folder / "qrels.txt").write_text("".join(lines), "utf-8")
+
+
+def finish_corpus(args: argparse.Namespace, collection: Collection, folder: Path) -> None:
+    """Tokenise what no earlier build has tokenised, and keep what others may use."""
+    corpora = Corpora(args.corpus_dir, collection)
+    name = FULL if args.corpus == "full" else None
+    tokenizer = None
+    if args.tokenizer:
+        from setenc_hf.tokenization import SetEncoderTokenizer
+        from setenc_hf.tokens import SampleTokens, fingerprint
+
+        backend = SetEncoderTokenizer.from_pretrained(args.tokenizer).backend
+        samples, tokenizer = ListwiseSamples.open(folder), fingerprint(backend)
+        doc_ids = samples.corpus.data.table["doc_id"]
+        known = list(corpora.known_tokens(doc_ids, tokenizer))
+        reused = sum(int((part.rows >= 0).sum()) for part in known)
+        SampleTokens.of(samples, backend, args.num_proc, known)
+        print(f"{reused:>12,}  passages whose tokens were there, {len(doc_ids) - reused:,} tokenised")
+        if reused < len(doc_ids) and name is None:
+            name = name_of(doc_ids)
+    if name is not None:
+        corpora.keep(folder, name, tokenizer)
+        print(f"Kept the corpus for later builds in {args.corpus_dir}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -216,10 +189,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="with relevance: add relevant passages that no run retrieved, for training only (default: yes)",
     )
     add("--tokenizer", help="folder or hub id: tokenise now what training would tokenise at its start")
+    add("--num-proc", type=int, default=1, help="processes that tokenise (default: %(default)s)")
+    add(
+        "--corpus",
+        choices=("referenced", "full"),
+        default="referenced",
+        help="keep the passages that a list needs, or the whole collection (default: %(default)s)",
+    )
+    add(
+        "--corpus-dir",
+        type=Path,
+        help="where whole collections and tokens are kept for other builds (default: corpora, beside the output)",
+    )
     add("--output", required=True, help="folder to write")
     add("--overwrite", action="store_true", help="replace the folder if it is there")
+    add("--export", type=Path, help="also write the lists with their texts here, in Parquet, for `datasets` alone")
+    add_arguments(parser)
     args = parser.parse_args(argv)
+    if args.push_to_hub and not args.export:
+        args.export = Path(f"{args.output.rstrip('/')}-export")
     args.run = [path for paths in args.run for path in paths]
+    args.corpus_dir = args.corpus_dir or Path(args.output).absolute().parent / "corpora"
+    if args.num_proc < 1:
+        raise InputError(f"--num-proc is at least 1 process, got {args.num_proc}")
     if args.depth < 1:
         raise InputError(f"--depth keeps at least 1 passage, got {args.depth}")
     repeated = [path for path, times in Counter(args.run).items() if times > 1]
@@ -230,15 +222,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    counts, folder = build(args)
-    if args.tokenizer:
-        from setenc_hf.tokenization import SetEncoderTokenizer
-        from setenc_hf.tokens import SampleTokens
-
-        SampleTokens.of(ListwiseSamples.open(folder), SetEncoderTokenizer.from_pretrained(args.tokenizer).backend)
+    collection = open_collection(args.collection)
+    counts, folder = build(args, collection)
+    finish_corpus(args, collection, folder)
     for name, count in sorted(counts.items()):
         print(f"{count:>12,}  {name}")
     print(f"Wrote {counts['lists']:,} lists of {counts['corpus passages']:,} passages to {folder}")
+    if args.export:
+        publish(folder, args.export, args.push_to_hub, args.private, args.overwrite)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ A local folder holds
 
 import json
 from collections.abc import Collection as Ids
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +59,10 @@ class Collection:
         """Return what identifies the data: each file with its SHA-256, or the `ir_datasets` id and its version."""
         raise NotImplementedError
 
+    def corpus_sources(self) -> dict[str, str]:
+        """Return what identifies the passages alone: equal for collections that share them."""
+        raise NotImplementedError
+
 
 def open_collection(name: str) -> Collection:
     """Return the collection of this name: a folder where there is one, else an `ir_datasets` id."""
@@ -84,26 +88,33 @@ class LocalCollection(Collection):
             what = f"holds {' and '.join(path.name for path in found)}" if found else "holds no corpus"
             raise InputError(f"{folder}: {what}; a collection has exactly one of corpus.jsonl[.gz] and corpus.tsv[.gz]")
         self.corpus_path = found[0]
+        self._corpus_hash: str | None = None
 
     def count(self) -> int | None:
         return sum(1 for _, line in read_lines(self.corpus_path) if line.strip())
 
     def docs(self) -> Iterator[Doc]:
+        return (doc for _, doc in self._numbered_docs())
+
+    def _numbered_docs(self) -> Iterator[tuple[int, Doc]]:
         empty = True
         read = self._read_jsonl if ".jsonl" in self.corpus_path.name else self._read_tsv
-        for _, doc_id, title, text in read(self.corpus_path, ("doc_id", "_id")):
+        for number, doc_id, title, text in read(self.corpus_path, ("doc_id", "_id")):
             empty = False
-            yield Doc(doc_id, f"{title} {text}" if title else text)
+            yield number, Doc(doc_id, f"{title} {text}" if title else text)
         if empty:
             raise InputError(f"{self.corpus_path}: holds no passage")
 
     def pick(self, doc_ids: Ids[str]) -> Iterator[Doc]:
-        wanted, seen = set(doc_ids), set[str]()
-        for doc in self.docs():
+        wanted = doc_ids if isinstance(doc_ids, Set) else set(doc_ids)
+        seen = set[str]()
+        for number, doc in self._numbered_docs():
             if doc.doc_id not in wanted:
                 continue
             if doc.doc_id in seen:
-                raise InputError(f"{self.corpus_path}: document {doc.doc_id!r} stands twice; ids must be unique")
+                raise InputError(
+                    f"{self.corpus_path}:{number}: document {doc.doc_id!r} stands twice; ids must be unique"
+                )
             seen.add(doc.doc_id)
             yield doc
 
@@ -130,12 +141,13 @@ class LocalCollection(Collection):
         return list(read_qrels(main if main in paths else paths[0]))
 
     def sources(self) -> dict[str, str]:
-        paths = [
-            self.corpus_path,
-            *self._files("queries", TEXT_ENDINGS),
-            *self._qrels_files(),
-        ]
-        return {str(path.relative_to(self.folder)): sha256(path) for path in paths}
+        paths = [*self._files("queries", TEXT_ENDINGS), *self._qrels_files()]
+        return self.corpus_sources() | {str(path.relative_to(self.folder)): sha256(path) for path in paths}
+
+    def corpus_sources(self) -> dict[str, str]:
+        if self._corpus_hash is None:
+            self._corpus_hash = sha256(self.corpus_path)
+        return {self.corpus_path.name: self._corpus_hash}
 
     def _qrels_files(self) -> list[Path]:
         return self._files("qrels", ("txt", "tsv")) + sorted((self.folder / "qrels").glob("*.tsv"))
@@ -223,6 +235,12 @@ class IrDatasetsCollection(Collection):
         from importlib.metadata import version
 
         return {self.name: f"ir_datasets {version('ir_datasets')}"}
+
+    def corpus_sources(self) -> dict[str, str]:
+        import ir_datasets
+
+        (made_by,) = self.sources().values()
+        return {ir_datasets.docs_parent_id(self.name) or self.name: made_by}
 
     def _require(self, what: str) -> None:
         if not getattr(self.dataset, f"has_{what}")():

@@ -13,6 +13,7 @@ from zlib import error as ZlibError
 from .errors import InputError
 
 PARTIAL = ".partial"
+DAMAGED = (EOFError, gzip.BadGzipFile, ZlibError)  # what gzip raises for bytes that are not, or not all, there
 
 
 def partial_path(path: Path) -> Path:
@@ -84,26 +85,66 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def shared_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill that appears as `path` when the block ends without an error, for content that `path` names.
+
+    Whoever asks for the same path fills it with the same content: where another process was first, its folder stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        try:
+            os.replace(partial, path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, or a copy of it where the file system cannot (another disk)."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a UTF-8 text file, plain or `.gz`.
 
     Raises `InputError` naming the file, and the line where there is one: missing file, directory, truncated or
     corrupt gzip, bytes that are not UTF-8.
     """
-    path = Path(path)
-    check_readable(path)
     number = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as lines:
+        with open_bytes(path) as lines:
             for number, line in enumerate(lines, start=1):
-                yield number, line.decode("utf-8").rstrip("\r\n")
+                yield number, decode_line(path, number, line)
+    except DAMAGED as error:
+        raise InputError(
+            f"{path}:{number + 1}: the gzip file is damaged or cut short ({error}); fetch it again"
+        ) from None
+
+
+def open_bytes(path: str | Path) -> IO[bytes]:
+    """Open a file, plain or `.gz`, for reading its bytes; raises `InputError` where there is none."""
+    path = Path(path)
+    check_readable(path)
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
+
+
+def decode_line(path: str | Path, number: int, line: bytes) -> str:
+    """Return a line without its end; raises `InputError` with `file:line` where it is not UTF-8."""
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}:{number}: not UTF-8 text ({error.reason} at byte {error.start} of the line)"
-        ) from None
-    except (EOFError, gzip.BadGzipFile, ZlibError) as error:
-        raise InputError(
-            f"{path}:{number + 1}: the gzip file is damaged or cut short ({error}); fetch it again"
         ) from None
 
 

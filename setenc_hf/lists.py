@@ -49,7 +49,7 @@ class TrainingLists(Dataset):
                 f"`sample_size` must be at least 2 (a list of one has no order to learn), got {sample_size}"
             )
         self.samples = list(samples)
-        self.tokens = [SampleTokens.of(part, tokenizer.backend, store_tokens) for part in self.samples]
+        self.tokens = [SampleTokens.of(part, tokenizer.backend, store=store_tokens) for part in self.samples]
         self.draw = STRATEGIES[strategy]
         self.sample_size, self.depth, self.seed = sample_size, depth, seed
         self.epoch = 0
@@ -129,7 +129,7 @@ class EvaluationLists(Dataset):
         self, samples: ListwiseSamples, tokenizer: SetEncoderTokenizer, depth: int = 100, store_tokens: bool = True
     ) -> None:
         self.samples = samples
-        self.tokens = SampleTokens.of(samples, tokenizer.backend, store_tokens)
+        self.tokens = SampleTokens.of(samples, tokenizer.backend, store=store_tokens)
         self.depth = depth
         best = samples.best_ranks()
         is_out = (best < 1) | (best > depth)

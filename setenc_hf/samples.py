@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 LABEL_KINDS = ("relevance", "rank", "score")
 IGNORE_LABEL = -100.0  # in a batch, the label behind the end of a shorter list
 FORMAT_VERSION = 1
-ROWS_PER_BATCH = 1_000
 
 
 def sample_features() -> "Features":
@@ -53,23 +52,28 @@ def corpus_features() -> "Features":
     return Features({"doc_id": Value("string"), "text": Value("string")})
 
 
-def write_arrow(folder: Path, features: "Features", rows: Iterable[dict[str, Any]], fingerprint: str) -> int:
-    """Write rows as a folder that `datasets.load_from_disk` opens, in bounded memory; return how many.
+def write_arrow(folder: Path, features: "Features", batches: Iterable[pa.RecordBatch], fingerprint: str) -> int:
+    """Write batches of rows as a folder that `datasets.load_from_disk` opens, in bounded memory; return how many rows.
 
-    Equal rows and an equal fingerprint give equal bytes.
+    Equal batches and an equal fingerprint give equal bytes.
     """
-    from datasets import DatasetInfo
-
     folder.mkdir(parents=True)
     name = "data-00000-of-00001.arrow"
-    schema = features.arrow_schema
     count = 0
-    with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for batch in batched(rows, ROWS_PER_BATCH):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-            count += len(batch)
+    with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, features.arrow_schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            count += batch.num_rows
+    write_description(folder, features, [name], fingerprint)
+    return count
+
+
+def write_description(folder: Path, features: "Features", files: Sequence[str], fingerprint: str) -> None:
+    """Write what makes `datasets.load_from_disk` open a folder of Arrow files."""
+    from datasets import DatasetInfo
+
     state: dict[str, Any] = {
-        "_data_files": [{"filename": name}],
+        "_data_files": [{"filename": name} for name in files],
         "_fingerprint": fingerprint[:16],
         "_format_columns": None,
         "_format_kwargs": {},
@@ -79,7 +83,6 @@ def write_arrow(folder: Path, features: "Features", rows: Iterable[dict[str, Any
     }
     (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True), "utf-8")
     DatasetInfo(features=features).write_to_directory(str(folder))
-    return count
 
 
 def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -9,19 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from .errors import InputError
 from .files import atomic_file, read_lines
+from .run_columns import RunLine, parse_integer, parse_line, read_columns
 
-
-class RunLine(NamedTuple):
-    """One line of a TREC run."""
-
-    query_id: str
-    doc_id: str
-    rank: int
-    score: float
-    tag: str
+__all__ = ["Qrel", "RankedList", "RunLine", "read_lists", "read_qrels", "read_run", "repeated_document", "write_run"]
 
 
 class RankedList(NamedTuple):
@@ -47,18 +41,11 @@ def read_run(path: str | Path) -> Iterator[RunLine]:
     finite number; and for a file without any line.
     """
     empty = True
-    for number, line in read_lines(path):
-        columns = line.split()
-        if not columns:
-            continue
-        empty = False
-        if len(columns) != 6:
-            raise InputError(
-                f"{path}:{number}: a TREC run line has 6 columns (query_id Q0 doc_id rank score tag), "
-                f"got {len(columns)}: {line.strip()[:200]!r}"
-            )
-        query_id, _, doc_id, rank, score, tag = columns
-        yield RunLine(query_id, doc_id, _integer(rank, "rank", path, number), _finite(score, path, number), tag)
+    for number, text in read_lines(path):
+        line = parse_line(path, number, text)
+        if line is not None:
+            empty = False
+            yield line
     if empty:
         raise InputError(f"{path}: holds no run line; a run has lines `query_id Q0 doc_id rank score tag`")
 
@@ -69,30 +56,39 @@ def read_lists(path: str | Path, depth: int | None = None) -> Iterator[RankedLis
     Score decides, as in trec_eval; the rank column breaks ties, and after it the order in the file. `depth` cuts each
     list. Raises `InputError` where a query names a document twice.
     """
-    lists: dict[str, dict[str, RunLine]] = {}
-    for line in read_run(path):
-        docs = lists.setdefault(line.query_id, {})
-        if line.doc_id in docs:
-            raise InputError(
-                f"{path}:{_line_of_second(path, line)}: document {line.doc_id!r} stands twice in the list of query "
-                f"{line.query_id!r}; a run ranks a document once"
-            )
-        docs[line.doc_id] = line
-    for query_id in list(lists):
-        lines = sorted(lists.pop(query_id).values(), key=lambda line: (-line.score, line.rank))
-        yield RankedList(query_id, lines[:depth])
+    table = pa.concat_tables(read_columns(path))
+    queries = table.column("query_id").cast(pa.large_string()).combine_chunks().dictionary_encode()
+    groups = np.asarray(queries.indices)  # numbered by first appearance
+    scores, ranks = table.column("score").to_numpy(), table.column("rank").to_numpy()
+    order = np.lexsort((ranks, -scores, groups))  # stable: after score and rank, the order in the file
+    starts = np.searchsorted(groups[order], np.arange(len(queries.dictionary) + 1))
+    columns = {name: table.column(name).cast(pa.large_string()).combine_chunks() for name in ("doc_id", "tag")}
+    for number, query_id in enumerate(queries.dictionary.to_pylist()):
+        places = order[starts[number] : starts[number + 1]]
+        doc_ids = columns["doc_id"].take(pa.array(places)).to_pylist()
+        if len(set(doc_ids)) < len(doc_ids):
+            raise repeated_document(path, query_id, doc_ids)
+        cut = places[:depth]
+        tags = columns["tag"].take(pa.array(cut)).to_pylist()
+        rows = zip(doc_ids, ranks[cut].tolist(), scores[cut].tolist(), tags)
+        yield RankedList(query_id, [RunLine(query_id, *row) for row in rows])
 
 
-def _line_of_second(path: str | Path, wanted: RunLine) -> int:
-    """Return where a document stands for the second time in its query's list (the readers keep no line numbers)."""
-    seen = 0
-    for number, line in read_lines(path):
-        columns = line.split()
-        if columns and (columns[0], columns[2]) == (wanted.query_id, wanted.doc_id):
-            seen += 1
-            if seen == 2:
-                return number
-    raise AssertionError("the document was seen twice a moment ago; the file changed while it was read")
+def repeated_document(path: str | Path, query_id: str, doc_ids: Iterable[str]) -> InputError:
+    """Return the error that names the line where a query's list holds a document for the second time."""
+    seen: set[str] = set()
+    repeated = {doc_id for doc_id in doc_ids if doc_id in seen or seen.add(doc_id)}  # type: ignore[func-returns-value]
+    seen.clear()
+    for number, text in read_lines(path):
+        columns = text.split()
+        if columns and columns[0] == query_id and columns[2] in repeated:
+            if columns[2] in seen:
+                return InputError(
+                    f"{path}:{number}: document {columns[2]!r} stands twice in the list of query {query_id!r}; "
+                    "a run ranks a document once"
+                )
+            seen.add(columns[2])
+    raise AssertionError("a document was seen twice a moment ago; the file changed while it was read")
 
 
 def write_run(path: str | Path, lists: Iterable[tuple[str, Sequence[tuple[str, float]]]], tag: str) -> int:
@@ -136,23 +132,6 @@ def read_qrels(path: str | Path) -> Iterator[Qrel]:
             form = "3 columns (query-id corpus-id score)" if beir else "4 columns (query_id 0 doc_id relevance)"
             raise InputError(f"{path}:{number}: a qrels line has {form}, {len(columns)}: {line.strip()[:200]!r}")
         query_id, iteration, doc_id, relevance = (columns[0], "0", *columns[1:]) if beir else columns
-        yield Qrel(query_id, doc_id, _integer(relevance, "relevance", path, number), iteration)
+        yield Qrel(query_id, doc_id, parse_integer(relevance, "relevance", path, number), iteration)
     if empty:
         raise InputError(f"{path}: holds no judgement; qrels have lines `query_id 0 doc_id relevance`")
-
-
-def _integer(text: str, what: str, path: str | Path, number: int) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"{path}:{number}: the {what} is not a whole number: {text!r}") from None
-
-
-def _finite(text: str, path: str | Path, number: int) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        raise InputError(f"{path}:{number}: the score is not a number: {text!r}") from None
-    if not math.isfinite(score):
-        raise InputError(f"{path}:{number}: the score is not finite: {text!r}")
-    return score
