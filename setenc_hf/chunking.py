@@ -6,6 +6,7 @@ the memory a layer needs beside its input and output, and keeps its intermediate
 gradient checkpointing each chunk is recomputed on its own, so that a list too long for the device can be trained on.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from . import cpu_linear
 from .attention import Chunk, InteractionTokens, SetLayout
 
 
@@ -58,7 +60,8 @@ class ChunkedLayer:
             # a recomputed chunk must find its own layout, and its shared states must be arguments to get a gradient
             self.chunk = chunk.with_shared(*shared) if isinstance(chunk, Chunk) and shared else chunk
             self.chunk.is_used, self.chunk.cls_only = False, self.is_last
-            output = super(ChunkedLayer, self).forward(states, *args, set_layout=self.chunk, **kwargs)  # type: ignore[misc]
+            with linear_layers(states):
+                output = super(ChunkedLayer, self).forward(states, *args, set_layout=self.chunk, **kwargs)  # type: ignore[misc]
             if not self.chunk.is_used:
                 raise RuntimeError(
                     f"{type(self).__name__} did not call the set attention: it was replaced, and the scores would not "
@@ -70,6 +73,12 @@ class ChunkedLayer:
         if self.gradient_checkpointing and self.training and isinstance(chunk, Chunk):
             return self._gradient_checkpointing_func(run, hidden_states[:, rows], *shared)
         return run(hidden_states[:, rows], *shared)
+
+
+def linear_layers(states: Tensor) -> AbstractContextManager:
+    """Return the context in which a layer's products are computed by the faster library, where there is a choice."""
+    is_choice = states.device.type == "cpu" and not torch.is_grad_enabled() and cpu_linear.is_faster()
+    return cpu_linear.OneDnnLinear() if is_choice else nullcontext()
 
 
 def take_rows(value: Any, rows: slice | Tensor, tokens: int) -> Any:
