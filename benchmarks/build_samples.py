@@ -73,13 +73,13 @@ def reference_lists(run: Path, collection: Path, count: int, size: int) -> float
     import ir_datasets
     import pandas
     from ir_datasets.formats import JsonlDocs
-    from ir_datasets.util import PathlibDownload
+    from ir_datasets.util import LocalDownload
 
     columns = ["query_id", "q0", "doc_id", "rank", "score", "tag"]
     types = {"query_id": str, "doc_id": str}
     frame = pandas.read_csv(run, sep=r"\s+", names=columns, dtype=types, nrows=2_000_000)
     groups = frame.groupby("query_id")
-    docs = JsonlDocs(PathlibDownload(collection / "corpus.jsonl"), mapping={"doc_id": "doc_id", "text": "text"})
+    docs = JsonlDocs(LocalDownload(collection / "corpus.jsonl"), mapping={"doc_id": "doc_id", "text": "text"})
     store = ir_datasets.Dataset(docs).docs_store()
     store.get("0")  # builds the store
     query_ids = np.random.default_rng(2).choice(list(groups.groups), count)

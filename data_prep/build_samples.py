@@ -31,12 +31,13 @@ from setenc_hf.samples import (
     ListwiseSamples,
     batched,
     corpus_features,
+    open_arrow,
     sample_features,
     write_arrow,
 )
 from setenc_hf.trec import Qrel, read_qrels
 
-from .corpora import FULL, Corpora, name_of, open_corpus
+from .corpora import FULL, Corpora, name_of
 from .export_samples import add_arguments, publish
 from .list_batches import Judgements, RankedLists, SampleMaker
 from .run_spill import RunSpill
@@ -77,12 +78,12 @@ def corpus_batches(docs: Iterable[Doc], rows: Rows) -> Iterator[pa.RecordBatch]:
 def write_full_corpus(folder: Path, collection: Collection, corpora: Corpora, rows: Rows) -> None:
     """Write the whole collection, or link it where an earlier build kept it; the bytes are the same."""
     if corpora.link_full(folder):
-        for chunk in open_corpus(folder).column("doc_id").chunks:
+        for chunk in open_arrow(folder).column("doc_id").chunks:
             rows.note(chunk.to_pylist())
         return
     fingerprint = fingerprint_of(collection.corpus_sources())
     write_arrow(folder, corpus_features(), corpus_batches(collection.docs(), rows), fingerprint)
-    doc_ids = open_corpus(folder).column("doc_id")
+    doc_ids = open_arrow(folder).column("doc_id")
     if pc.count_distinct(doc_ids).as_py() < len(doc_ids):
         for _ in collection.pick(doc_ids.to_pylist()):  # names the document and its line
             pass

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from setenc_hf.collection import Collection
 from setenc_hf.files import link_or_copy, shared_folder
+from setenc_hf.samples import open_arrow
 from setenc_hf.tokens import KnownTokens, TokenTable
 
 FULL = "full"  # the name of the whole collection; others are named by a hash of their passages' ids
@@ -50,7 +51,7 @@ class Corpora:
         """Yield kept tokens of some of these passages, until none is missing."""
         missing = np.ones(len(doc_ids), bool)
         for table in sorted(self.folder.glob(f"*/tokens/{tokenizer}/{TOKENS}")):
-            ids = open_corpus(table.parents[2] / "corpus").column("doc_id")
+            ids = open_arrow(table.parents[2] / "corpus").column("doc_id")
             # a whole collection is looked up in the few passages wanted, not the other way round
             places = pc.index_in(ids, doc_ids.combine_chunks()).to_numpy(zero_copy_only=False)
             found = np.flatnonzero(~np.isnan(places)) if places.dtype.kind == "f" else np.arange(len(places))
@@ -72,15 +73,6 @@ class Corpora:
         if tokenizer is not None and not (entry / "tokens" / tokenizer).is_dir():
             with shared_folder(entry / "tokens" / tokenizer) as partial:
                 link_or_copy(samples / "tokens" / tokenizer / TOKENS, partial / TOKENS)
-
-
-def open_corpus(folder: Path) -> pa.Table:
-    """Open the Arrow files of a corpus, memory-mapped."""
-    state = json.loads((folder / "state.json").read_text("utf-8"))
-    tables = (
-        pa.ipc.open_stream(pa.memory_map(str(folder / file["filename"]))).read_all() for file in state["_data_files"]
-    )
-    return pa.concat_tables(tables)
 
 
 def name_of(doc_ids: pa.ChunkedArray) -> str:

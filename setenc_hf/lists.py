@@ -84,7 +84,7 @@ class TrainingLists(Dataset):
         """Return `query_ids`, `passage_ids` (token ids) and `labels` of a list; an int means the current epoch."""
         epoch, number = item if isinstance(item, tuple) else (self.epoch, item)
         part, row = self.places[number].tolist()
-        sample = self.samples[part].samples[row]
+        sample = self.samples[part].rows[row]
         labels, ranks = np.asarray(sample["labels"], np.float32), np.asarray(sample["ranks"])
         within = np.arange(len(ranks)) if self.depth is None else np.flatnonzero(ranks <= self.depth)
         draw = generator(self.seed, epoch, sample["query_id"])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,11 +35,15 @@ class TokenTable:
     """Token ids by row number, uncut and without special tokens; read from disk as they are used."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
         self.chunks = [
             (np.asarray(chunk.offsets), np.asarray(chunk.values)) for chunk in table.column("input_ids").chunks
         ]
         self.starts = np.cumsum([0, *(len(offsets) - 1 for offsets, _ in self.chunks)]).tolist()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenTable, (self.path,)  # a process that is started anew maps the file itself
 
     def __len__(self) -> int:
         return self.starts[-1]

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
@@ -81,6 +82,18 @@ def test_a_known_passage_is_never_tokenised_again(tmp_path, words, monkeypatch, 
 def collection_of_other_texts(path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return "".join(json.dumps({**row, "text": f"[SEP] {row['text']} [INT] paper"}) + "\n" for row in rows)
+
+
+def test_rows_are_those_of_the_data_set_and_travel_as_paths(tmp_path, words):
+    samples = build(tmp_path, words, "samples", make_run(tmp_path), "--depth", "3")
+    rows, tokens = samples.rows, SampleTokens.of(samples, make_backend()).passages
+    for opened, table in ((rows, tokens), (pickle.loads(pickle.dumps(rows)), pickle.loads(pickle.dumps(tokens)))):
+        for number, sample in enumerate(samples.samples):
+            row = opened[number]
+            assert row["query_id"] == sample["query_id"]
+            assert all(row[name].tolist() == sample[name] for name in ("passages", "labels", "ranks"))
+        assert [table[n].tolist() for n in range(3)] == [tokens[n].tolist() for n in range(3)]
+    assert len(pickle.dumps([rows, tokens])) < 1_000  # no data
 
 
 def test_processes_make_the_tokens_that_one_makes(tmp_path, words, monkeypatch):
