@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from setenc_hf.errors import InputError
 from setenc_hf.files import sha256
+from setenc_hf.hub import find_model
 
 
 @dataclass
@@ -40,7 +41,7 @@ class LateInteractionEncoder:
     """An encoder with its projections; `fingerprint` identifies weights and settings."""
 
     def __init__(self, model: str, device: str | torch.device = "cpu", doc_length: int | None = None) -> None:
-        folder = find_model(model)
+        folder = download(model)
         self.settings, projections = read_checkpoint(folder)
         if doc_length is not None:
             self.settings.doc_length = doc_length
@@ -123,17 +124,18 @@ class LateInteractionEncoder:
         return [[first, *marker_ids, *ids[:room], last] for ids in found]
 
 
-def find_model(model: str) -> Path:
+def download(model: str) -> Path:
     """Return the folder of a model: a local folder, or the files of a hub id (weights in safetensors only)."""
-    if Path(model).is_dir():
-        return Path(model)
+    found = find_model(model)
+    if Path(found).is_dir():
+        return Path(found)
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.metadata", "*.safetensors", "*.model"])
+        files = snapshot_download(found, allow_patterns=["*.json", "*.txt", "*.metadata", "*.safetensors", "*.model"])
     except Exception as error:
-        raise InputError(f"{model}: neither a folder nor a model that the hub gives ({error})") from None
-    return Path(found)
+        raise InputError(f"{model}: the hub has this model, but it cannot be downloaded ({error})") from None
+    return Path(files)
 
 
 def read_checkpoint(folder: Path) -> tuple[LateInteractionSettings, list[nn.Module]]:
