@@ -15,6 +15,7 @@ from setenc_hf.collection import Collection
 from setenc_hf.errors import InputError
 
 from .colbert_index import CODEC_FILE, FORMAT, VERSION, batches, chunk_folders
+from .fast_plaid import FastPlaidIndex
 from .index_files import INDEX_FILE, check_settings, map_array, read_texts
 from .late_interaction import LateInteractionEncoder
 from .ranking import nth_best, rank
@@ -77,16 +78,22 @@ class ColbertSearcher:
         for path in chunk_folders(folder)[: meta["chunks"]]:
             self.chunks.append(Chunk(path, first_row))
             first_row += len(self.chunks[-1].lengths)
-        self.exact = meta["engine"] == "exact"
-        if not self.exact:
+        self.engine: str = meta["engine"]
+        if self.engine == "fast-plaid":
+            self.fast_plaid = FastPlaidIndex(folder, probes, candidates)
+        if self.engine == "plaid":
             self.codec = ResidualCodec.load(folder / CODEC_FILE)
             self.list_offsets = map_array(folder / "list_offsets.npy")
             self.list_rows = map_array(folder / "list_rows.npy")
 
     def search(self, queries: Sequence[Tensor], depth: int) -> Iterator[Ranked]:
         """Yield, for each query [tokens, dim], up to `depth` (doc_id, score), best first, ties in order of doc_id."""
-        if not self.exact:
+        if self.engine == "plaid":
             yield from (self._search_compressed(query, depth) for query in queries)
+            return
+        if self.engine == "fast-plaid":
+            for rows, scores in self.fast_plaid.search(queries, depth):
+                yield rank(self.doc_ids, rows, scores, depth)
             return
         every = np.arange(len(self.doc_ids))
         for block in batches(queries, QUERIES_AT_ONCE):

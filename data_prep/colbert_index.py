@@ -10,6 +10,7 @@ The index (arrays little-endian and memory-mapped):
                         float16 [vectors, dim] (engine exact) or `codes.npy` int32 [vectors] and `residuals.npy`
                         uint8 [vectors, dim * bits / 8] (engine plaid)
 `doc_ids.arrow`         id by row, over all chunks
+`fast-plaid/`           the package's own files (engine fast-plaid, whose chunks are those of engine exact)
 `list_offsets.npy`      int64 [centroids + 1], and `list_rows.npy` int32: the passages of each centroid (engine plaid)
 `index.json`            the plan and the counts; written last
 """
@@ -69,7 +70,7 @@ def build_colbert(
     """Bring the index of `collection` in `folder` to its end; do nothing where it is there.
 
     Args:
-        engine: "exact" keeps the vectors in float16, "plaid" compresses them.
+        engine: "exact" keeps the vectors in float16, "plaid" compresses them, "fast-plaid" does both.
         bits: of a dimension's residual, 1, 2 or 4; not used by "exact".
         append: add the passages whose ids an existing index lacks, with its codec.
         chunk_passages: passages that are lost when the process is killed; those of an index begun are kept.
@@ -85,7 +86,7 @@ def build_colbert(
             return
         if engine == "plaid" and not (folder / CODEC_FILE).exists():
             train_codec(collection, encoder, bits, batch_size).save(folder / CODEC_FILE)
-    wait_for(lambda: source in planned_sources(folder) and (engine == "exact" or (folder / CODEC_FILE).exists()))
+    wait_for(lambda: source in planned_sources(folder) and (engine != "plaid" or (folder / CODEC_FILE).exists()))
     plan = check_settings(folder / PLAN_FILE, settings) or {}
     if finished(folder, plan):
         return
@@ -102,7 +103,12 @@ def build_colbert(
         progress(len(batch))
     if number == 0:
         wait_for(lambda: len(chunk_folders(folder)) >= count)
-        write_json(folder / INDEX_FILE, plan | join_chunks(folder, codec))
+        counts = join_chunks(folder, codec)
+        if engine == "fast-plaid":
+            from .fast_plaid import build_index
+
+            build_index(folder, list(passage_vectors(folder)), bits)
+        write_json(folder / INDEX_FILE, plan | counts)
 
 
 def make_plan(folder: Path, settings: dict, source: dict, append: bool, chunk_passages: int) -> dict[str, Any]:
@@ -207,6 +213,13 @@ def chunk_lists(chunk: Path, num_centroids: int) -> csc_array:
 def chunk_folders(folder: Path) -> list[Path]:
     """Return the chunks that are there, in their order."""
     return sorted(path for path in (folder / "chunks").iterdir() if path.name.isdigit())
+
+
+def passage_vectors(folder: Path) -> Iterator[torch.Tensor]:
+    """Yield each passage's vectors, float16 [tokens, dim], mapped from the chunks that keep them."""
+    for chunk in chunk_folders(folder):
+        vectors = np.load(chunk / "vectors.npy", mmap_mode="c")  # torch refuses arrays that cannot be written
+        yield from torch.from_numpy(vectors).split(map_array(chunk / "lengths.npy").tolist())
 
 
 def read_ids(chunk: Path) -> Iterator[str]:

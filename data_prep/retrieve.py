@@ -49,9 +49,10 @@ def parser() -> argparse.ArgumentParser:
     colbert("--model", default="colbert-ir/colbertv2.0", help="a folder or hub id (default colbert-ir/colbertv2.0)")
     colbert("--doc-length", type=int, help="tokens kept of a passage (default: the checkpoint's)")
     colbert("--batch-size", type=int, default=64, help="passages encoded together (default 64)")
-    colbert("--engine", choices=["auto", "exact", "plaid"], default="auto",
+    colbert("--engine", choices=["auto", "exact", "plaid", "fast-plaid"], default="auto",
             help="exact keeps every vector in 16 bits and scores every passage; plaid compresses; auto (default)\n"
-                 f"is exact up to {EXACT_UP_TO:,} passages")  # fmt: skip
+                 f"is exact up to {EXACT_UP_TO:,} passages and plaid above; fast-plaid is the package of that name,\n"
+                 "where the installed torch is the one its wheel was built for")  # fmt: skip
     colbert("--bits", type=int, choices=[1, 2, 4], default=4, help="bits a dimension, engine plaid (default 4)")
     colbert("--probes", type=int, default=PROBES, help=f"centroids each query token looks up (default {PROBES})")
     colbert("--candidates", type=int, default=CANDIDATES,
@@ -117,9 +118,12 @@ def retrieve_colbert(collection: Collection, queries: list[Query], args: argpars
 
     from .colbert import ColbertSearcher, overlap, search_collection
     from .colbert_index import PLAN_FILE, build_colbert, process_rank
+    from .fast_plaid import open_package
     from .index_files import INDEX_FILE, read_json
     from .late_interaction import LateInteractionEncoder
 
+    if args.engine == "fast-plaid":
+        open_package()  # or one line, before hours of encoding
     number, processes = process_rank()
     torch.set_num_threads(max(args.num_proc // processes, 1))
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
@@ -135,7 +139,7 @@ def retrieve_colbert(collection: Collection, queries: list[Query], args: argpars
         if engine == "auto":
             engine = "exact" if passages is not None and passages <= EXACT_UP_TO else "plaid"
         if passages and number == 0:
-            estimate = estimate_colbert(collection, passages, encoder, 16 if engine == "exact" else args.bits)
+            estimate = estimate_colbert(collection, passages, encoder, engine, args.bits)
             print(f"engine {engine}: {estimate}", file=sys.stderr)
             check_disk(args.index_dir, estimate)
     options = {"engine": engine, "bits": args.bits, "append": args.append, "batch_size": args.batch_size}
