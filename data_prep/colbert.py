@@ -138,7 +138,7 @@ class ColbertSearcher:
         places = chunk.places(rows)
         codes = torch.from_numpy(chunk.array("codes")[places])
         vectors = self.codec.decode(codes, torch.from_numpy(chunk.array("residuals")[places]))
-        return max_sim(vectors, chunk.lengths[rows], [query])[0]
+        return max_sim(vectors, chunk.lengths[rows], [self.codec.map_queries(query)])[0]
 
 
 def search_collection(

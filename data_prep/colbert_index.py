@@ -5,7 +5,7 @@ on its own device; the first process also trains the codec, and joins what all h
 
 The index (arrays little-endian and memory-mapped):
 `plan.json`             format, version, settings, and which collection begins at which chunk
-`codec.safetensors`     centroids, cutoffs and weights (engine plaid)
+`codec.safetensors`     centroids, transform and codewords (engine plaid)
 `chunks/000000/`        `doc_ids.arrow`; `lengths.npy` int32 [passages], vectors of each; and either `vectors.npy`
                         float16 [vectors, dim] (engine exact) or `codes.npy` int32 [vectors] and `residuals.npy`
                         uint8 [vectors, dim * bits / 8] (engine plaid)
@@ -45,7 +45,7 @@ from .index_files import (
 from .late_interaction import LateInteractionEncoder
 from .residual_codec import SAMPLES_PER_CENTROID, ResidualCodec, centroids_for
 
-FORMAT, VERSION = "late-interaction", 1
+FORMAT, VERSION = "late-interaction", 2
 CHUNK_PASSAGES = 5000
 Item = TypeVar("Item")
 PLAN_FILE, CODEC_FILE = "plan.json", "codec.safetensors"
@@ -61,7 +61,7 @@ def build_colbert(
     folder: Path,
     encoder: LateInteractionEncoder,
     engine: str = "plaid",
-    bits: int = 4,
+    bits: int = 8,
     append: bool = False,
     chunk_passages: int = CHUNK_PASSAGES,
     batch_size: int = 64,
@@ -71,7 +71,7 @@ def build_colbert(
 
     Args:
         engine: "exact" keeps the vectors in float16, "plaid" compresses them, "fast-plaid" does both.
-        bits: of a dimension's residual, 1, 2 or 4; not used by "exact".
+        bits: of a dimension's residual, 1, 2, 4 or 8; not used by "exact".
         append: add the passages whose ids an existing index lacks, with its codec.
         chunk_passages: passages that are lost when the process is killed; those of an index begun are kept.
         progress: told how many more passages are done.
@@ -90,7 +90,7 @@ def build_colbert(
     plan = check_settings(folder / PLAN_FILE, settings) or {}
     if finished(folder, plan):
         return
-    codec = ResidualCodec.load(folder / CODEC_FILE) if engine == "plaid" else None
+    codec = ResidualCodec.load(folder / CODEC_FILE).to(encoder.device) if engine == "plaid" else None
     first = plan["sources"][-1]["first_chunk"]
     known = {doc_id for chunk in chunk_folders(folder)[:first] for doc_id in read_ids(chunk)}
     docs = (doc for doc in collection.docs() if doc.doc_id not in known)
@@ -165,9 +165,9 @@ def write_chunk(
         if codec is None:
             np.save(folder / "vectors.npy", vectors.half().numpy())
         else:
-            codes, residuals = codec.encode(vectors)
-            np.save(folder / "codes.npy", codes.numpy())
-            np.save(folder / "residuals.npy", residuals.numpy())
+            codes, residuals = codec.encode(vectors.to(encoder.device))
+            np.save(folder / "codes.npy", codes.cpu().numpy())
+            np.save(folder / "residuals.npy", residuals.cpu().numpy())
 
 
 def join_chunks(folder: Path, codec: ResidualCodec | None) -> dict[str, int]:

@@ -46,9 +46,10 @@ class LateInteractionEncoder:
         if doc_length is not None:
             self.settings.doc_length = doc_length
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.device = torch.device(device)
         self.encoder = AutoModel.from_pretrained(folder, use_safetensors=True).eval().to(device)
         self.projections = nn.ModuleList(projections).eval().to(device)
-        if self.encoder.device.type == "cuda":  # half precision, as ColBERT encodes on a GPU
+        if self.device.type == "cuda":  # half precision, as ColBERT encodes on a GPU
             self.encoder.half()
             self.projections.half()
         longest = getattr(self.encoder.config, "max_position_embeddings", None)
@@ -104,7 +105,7 @@ class LateInteractionEncoder:
         return [int((~torch.isin(torch.tensor(row), self.skipped)).sum()) for row in rows]
 
     def _encode(self, ids: Tensor, attended: Tensor) -> Tensor:
-        device = self.encoder.device
+        device = self.device
         states = self.encoder(input_ids=ids.to(device), attention_mask=attended.to(device)).last_hidden_state
         for layer in self.projections:
             states = layer(states)

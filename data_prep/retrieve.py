@@ -53,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
             help="exact keeps every vector in 16 bits and scores every passage; plaid compresses; auto (default)\n"
                  f"is exact up to {EXACT_UP_TO:,} passages and plaid above; fast-plaid is the package of that name,\n"
                  "where the installed torch is the one its wheel was built for")  # fmt: skip
-    colbert("--bits", type=int, choices=[1, 2, 4], default=4, help="bits a dimension, engine plaid (default 4)")
+    colbert("--bits", type=int, choices=[1, 2, 4, 8], default=8,
+            help="bits a dimension of a compressed vector (default 8); fewer take less disk and lose more")  # fmt: skip
     colbert("--probes", type=int, default=PROBES, help=f"centroids each query token looks up (default {PROBES})")
     colbert("--candidates", type=int, default=CANDIDATES,
             help=f"passages scored with restored vectors, at least 4 x depth (default {CANDIDATES:,})")  # fmt: skip
