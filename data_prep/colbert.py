@@ -136,9 +136,8 @@ class ColbertSearcher:
 
     def _restored_scores(self, query: Tensor, chunk: Chunk, rows: np.ndarray) -> np.ndarray:
         places = chunk.places(rows)
-        codes = torch.from_numpy(chunk.array("codes")[places])
-        vectors = self.codec.decode(codes, torch.from_numpy(chunk.array("residuals")[places]))
-        return max_sim(vectors, chunk.lengths[rows], [self.codec.map_queries(query)])[0]
+        coded = [torch.from_numpy(chunk.array(name)[places]) for name in ("codes", "residuals", "scales")]
+        return max_sim(self.codec.decode(*coded), chunk.lengths[rows], [self.codec.map_queries(query)])[0]
 
 
 def search_collection(

@@ -7,8 +7,8 @@ The index (arrays little-endian and memory-mapped):
 `plan.json`             format, version, settings, and which collection begins at which chunk
 `codec.safetensors`     centroids, transform and codewords (engine plaid)
 `chunks/000000/`        `doc_ids.arrow`; `lengths.npy` int32 [passages], vectors of each; and either `vectors.npy`
-                        float16 [vectors, dim] (engine exact) or `codes.npy` int32 [vectors] and `residuals.npy`
-                        uint8 [vectors, dim * bits / 8] (engine plaid)
+                        float16 [vectors, dim] (engine exact) or `codes.npy` int32 [vectors], `residuals.npy`
+                        uint8 [vectors, dim * bits / 8] and `scales.npy` float16 [vectors] (engine plaid)
 `doc_ids.arrow`         id by row, over all chunks
 `fast-plaid/`           the package's own files (engine fast-plaid, whose chunks are those of engine exact)
 `list_offsets.npy`      int64 [centroids + 1], and `list_rows.npy` int32: the passages of each centroid (engine plaid)
@@ -165,9 +165,9 @@ def write_chunk(
         if codec is None:
             np.save(folder / "vectors.npy", vectors.half().numpy())
         else:
-            codes, residuals = codec.encode(vectors.to(encoder.device))
-            np.save(folder / "codes.npy", codes.cpu().numpy())
-            np.save(folder / "residuals.npy", residuals.cpu().numpy())
+            coded = codec.encode(vectors.to(encoder.device))
+            for name, array in zip(("codes", "residuals", "scales"), coded, strict=True):
+                np.save(folder / f"{name}.npy", array.cpu().numpy())
 
 
 def join_chunks(folder: Path, codec: ResidualCodec | None) -> dict[str, int]:

@@ -66,7 +66,7 @@ def estimate_colbert(
     bytes_a_vector = 0 if engine == "plaid" else 2 * encoder.dim
     memory = 4 * encoder.dim * vectors * min(passages, CHUNK_PASSAGES) * 3 + 1_000_000_000
     if engine != "exact":
-        bytes_a_vector += encoder.dim * bits // 8 + 8
+        bytes_a_vector += encoder.dim * bits // 8 + 10  # a centroid, its list entry and a scale
         memory += 8 * encoder.dim * SAMPLES_PER_CENTROID * centroids_for(passages * vectors) + 4 * PRODUCTS_AT_ONCE
     index = round(passages * (vectors * bytes_a_vector + ids + 4))
     return Estimate(passages, index, index, round(memory))

@@ -25,6 +25,7 @@ CODEWORDS = 256
 CODEWORD_SAMPLES = 40_000
 CODEWORD_ITERATIONS = 10
 PRODUCTS_AT_ONCE = 2**25  # of a vector with a centroid: 128 MB
+POINTS_AT_ONCE = 2**11  # whose products with the codewords, 2 MB, stay in a processor's cache
 
 
 class ResidualCodec:
@@ -64,18 +65,20 @@ class ResidualCodec:
         """Return the codec on another device."""
         return ResidualCodec(self.centroids.to(device), self.transform.to(device), self.codewords.to(device))
 
-    def encode(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the centroid of each vector, int32 [vectors], and its residual, uint8 [vectors, dim * bits / 8]."""
+    def encode(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return, per vector, its centroid, int32, residual, uint8 [vectors, dim * bits / 8], and scale, float16."""
         codes = _nearest(vectors, self.centroids)
         mapped = (vectors - self.centroids[codes]) @ self.transform.T
         groups = mapped.view(len(vectors), len(self.codewords), -1).unbind(1)
         chosen = [_nearest_codeword(group.contiguous(), words) for group, words in zip(groups, self.codewords)]
-        return codes.int(), torch.stack(chosen, dim=1).to(torch.uint8)
+        residuals = torch.stack(chosen, dim=1).to(torch.uint8)
+        restored = self.decode(codes, residuals, torch.ones(1, device=vectors.device)) @ self._inverse.T
+        return codes.int(), residuals, (1 / restored.norm(dim=1)).half()
 
-    def decode(self, codes: Tensor, residuals: Tensor) -> Tensor:
-        """Return the mapped vectors [vectors, dim] that codes and residuals stand for."""
+    def decode(self, codes: Tensor, residuals: Tensor, scales: Tensor) -> Tensor:
+        """Return the mapped vectors [vectors, dim] that `encode` made these of; plain they are of length 1."""
         restored = self._flat_codewords[residuals.int().add_(self._first_codewords)].flatten(1)
-        return restored.add_(self._mapped_centroids[codes])
+        return restored.add_(self._mapped_centroids[codes]).mul_(scales[:, None].float())
 
     def map_queries(self, vectors: Tensor) -> Tensor:
         """Return vectors [..., dim] whose inner products with mapped vectors are those of the plain ones."""
@@ -155,4 +158,5 @@ def _nearest_codeword(points: Tensor, words: Tensor) -> Tensor:
     if points.shape[1] == 1:
         return torch.bucketize(points[:, 0], (words[1:, 0] + words[:-1, 0]) / 2)
     half = words.square().sum(1) / 2
-    return torch.cat([(block @ words.T - half).argmax(1) for block in points.split(PRODUCTS_AT_ONCE // CODEWORDS)])
+    blocks = points.split(POINTS_AT_ONCE)
+    return torch.cat([torch.addmm(half, block, words.T, beta=-1).argmax(1) for block in blocks])

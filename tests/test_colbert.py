@@ -189,18 +189,21 @@ def test_codes_name_the_codeword_of_the_smallest_error(bits):
     draw = torch.Generator().manual_seed(2)
     vectors = torch.nn.functional.normalize(torch.randn(2000, 16, generator=draw) * torch.linspace(1, 3, 16), dim=-1)
     codec = ResidualCodec.train(vectors, 8, bits)
-    codes, residuals = codec.encode(vectors)
+    codes, residuals, scales = codec.encode(vectors)
     assert residuals.shape == (2000, 16 * bits // 8)
     assert torch.equal(codes.long(), (vectors @ codec.centroids.T).argmax(1))
     mapped = (vectors - codec.centroids[codes]) @ codec.transform.T
-    restored = codec.decode(codes, residuals) - codec.centroids[codes] @ codec.transform.T
+    decoded = codec.decode(codes, residuals, scales)
+    lengths = (decoded @ torch.linalg.inv(codec.transform).T).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(2000), atol=1e-3, rtol=0)
+    restored = decoded / scales[:, None].float() - codec.centroids[codes] @ codec.transform.T
     size = 8 // bits
     for place, words in enumerate(codec.codewords):
         part = slice(place * size, (place + 1) * size)
         errors = (mapped[:, part, None] - words.T).norm(dim=1)  # [vectors, codewords]
         torch.testing.assert_close((mapped - restored)[:, part].norm(dim=1), errors.amin(1), atol=1e-5, rtol=0)
     queries = vectors[:50]
-    found = codec.map_queries(queries) @ codec.decode(codes, residuals).T
+    found = codec.map_queries(queries) @ decoded.T
     exact = queries @ vectors.T
     assert float((found - exact).square().mean().sqrt()) < {1: 0.12, 2: 0.075, 4: 0.02, 8: 0.002}[bits]
 
@@ -273,24 +276,16 @@ build_colbert(open_collection(collection), Path(folder), LateInteractionEncoder(
 
 
 @pytest.mark.slow
-def test_killed_and_shared_builds_give_the_same_bytes(checkpoint, collection, encoder, tmp_path):
+def test_processes_that_share_a_build_give_the_same_bytes(checkpoint, collection, encoder, tmp_path):
     build(collection, tmp_path / "whole", encoder, chunk_passages=10)
 
     def start(folder, **rank):
         return subprocess.Popen([sys.executable, "-c", CHILD, str(checkpoint), collection.name, str(folder)], cwd=ROOT,
                                 env=os.environ | rank)  # fmt: skip
 
-    cut = start(tmp_path / "cut")
-    while not (tmp_path / "cut" / "chunks" / "000007").exists() and cut.poll() is None:
-        time.sleep(0.002)
-    cut.send_signal(signal.SIGKILL)
-    assert cut.wait() == -signal.SIGKILL
-    assert not (tmp_path / "cut" / "index.json").exists()
-    assert start(tmp_path / "cut").wait() == 0
     shared = [start(tmp_path / "shared", RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
     assert [process.wait() for process in shared] == [0, 0]
     whole = contents(tmp_path / "whole")
-    assert contents(tmp_path / "cut") == whole
     assert contents(tmp_path / "shared") == whole
 
 
@@ -311,9 +306,9 @@ def test_the_command_writes_a_run_and_reports_recall(checkpoint, collection, tmp
 @pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_bytes(checkpoint, tmp_path):
     """Killed twice, with `kill -9`: between two chunks of passages, and between two blocks of queries."""
-    folder = write_collection(tmp_path / "c", range(11_000))
+    folder = write_collection(tmp_path / "c", range(5300))
     words = random.Random(4)
-    rows = (f"{row}\t{' '.join(words.choices(WORDS, k=4))}\n" for row in range(2100))
+    rows = (f"{row}\t{' '.join(words.choices(WORDS, k=4))}\n" for row in range(1050))
     (folder / "queries.tsv").write_text("".join(rows))
 
     def start(name):
