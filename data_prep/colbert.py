@@ -22,6 +22,7 @@ from .ranking import nth_best, rank
 from .residual_codec import ResidualCodec
 
 QUERIES_AT_ONCE = 8
+VECTORS_AT_ONCE = 2**12  # restored and scored while they are in a processor's cache
 Ranked = list[tuple[str, float]]
 
 
@@ -33,11 +34,14 @@ def max_sim(vectors: Tensor, lengths: np.ndarray, queries: Sequence[Tensor]) -> 
         lengths: vectors of each passage, at least 1: [passages].
         queries: each [tokens, dim].
     """
-    products = (vectors @ torch.cat(list(queries)).T).numpy()  # [vectors, all query tokens]
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    best = np.maximum.reduceat(products, starts, axis=0)  # [passages, all query tokens]
+    best = best_products((vectors @ torch.cat(list(queries)).T).numpy(), lengths)  # [passages, all query tokens]
     firsts = np.concatenate([[0], np.cumsum([len(query) for query in queries])[:-1]])
     return np.add.reduceat(best, firsts, axis=1).T
+
+
+def best_products(products: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the largest of each passage's rows, [passages, tokens], of products [vectors, tokens]."""
+    return np.maximum.reduceat(products, np.concatenate([[0], np.cumsum(lengths)[:-1]]), axis=0)
 
 
 class Chunk:
@@ -130,14 +134,15 @@ class ColbertSearcher:
     def _rough_scores(by_centroid: np.ndarray, chunk: Chunk, rows: np.ndarray) -> np.ndarray:
         """Score passages as if each vector were its centroid."""
         products = by_centroid[chunk.array("codes")[chunk.places(rows)]]  # [vectors, tokens]
-        lengths = chunk.lengths[rows]
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        return np.maximum.reduceat(products, starts, axis=0).sum(axis=1)
+        return best_products(products, chunk.lengths[rows]).sum(axis=1)
 
     def _restored_scores(self, query: Tensor, chunk: Chunk, rows: np.ndarray) -> np.ndarray:
         places = chunk.places(rows)
         coded = [torch.from_numpy(chunk.array(name)[places]) for name in ("codes", "residuals", "scales")]
-        return max_sim(self.codec.decode(*coded), chunk.lengths[rows], [self.codec.map_queries(query)])[0]
+        mapped = self.codec.map_queries(query).T
+        blocks = zip(*(array.split(VECTORS_AT_ONCE) for array in coded))
+        products = torch.cat([self.codec.decode(*block) @ mapped for block in blocks])  # [vectors, tokens]
+        return best_products(products.numpy(), chunk.lengths[rows]).sum(axis=1)
 
 
 def search_collection(
