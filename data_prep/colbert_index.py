@@ -113,6 +113,7 @@ def build_colbert(
 
 def make_plan(folder: Path, settings: dict, source: dict, append: bool, chunk_passages: int) -> dict[str, Any]:
     """Return the plan of the index, written anew where there is none or where a collection is added."""
+    check_settings(folder / INDEX_FILE, settings)  # another retriever's index has no plan
     plan = check_settings(folder / PLAN_FILE, settings)
     if plan is None:
         plan = settings | {"chunk_passages": chunk_passages, "sources": [{"source": source, "first_chunk": 0}]}

@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     queries = select_queries(collection, args.query_ids)
     if args.output.is_dir():
         raise InputError(f"{args.output}: is a directory; name a file to write")
-    args.index_dir.mkdir(parents=True, exist_ok=True)
+    if args.index_dir.exists() and not args.index_dir.is_dir():
+        raise InputError(f"{args.index_dir}: is a file; --index-dir names a folder")
     retrieve = retrieve_bm25 if args.retriever == "bm25" else retrieve_colbert
     counts = retrieve(collection, queries, args)
     if counts is None:  # one of several processes that encoded; the first of them searches and reports
@@ -88,12 +89,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def retrieve_bm25(collection: Collection, queries: list[Query], args: argparse.Namespace) -> RunCounts:
     """Build the index where it is missing, and search it."""
-    from .bm25 import Bm25Searcher
+    from .analysis import open_analyzer
+    from .bm25 import Bm25Searcher, check_parameters
     from .bm25_index import build_bm25
     from .index_files import INDEX_FILE, read_json
 
     passages = None
     memory = parse_size(args.memory)
+    check_parameters(args.k1, args.b)
+    open_analyzer(args.analyzer)  # or one line, before anything is written
+    args.index_dir.mkdir(parents=True, exist_ok=True)
     if not (args.index_dir / INDEX_FILE).exists():
         passages = collection.count()
         if passages:
@@ -131,6 +136,7 @@ def retrieve_colbert(collection: Collection, queries: list[Query], args: argpars
     logging.set_verbosity_error()  # the projection is not part of the encoder, which transformers would report
     logging.disable_progress_bar()
     encoder = LateInteractionEncoder(args.model, device, args.doc_length)
+    args.index_dir.mkdir(parents=True, exist_ok=True)
     passages, engine = None, args.engine
     begun = args.index_dir / PLAN_FILE
     if engine == "auto" and begun.exists():

@@ -299,6 +299,11 @@ def test_the_command_writes_a_run_and_reports_recall(checkpoint, collection, tmp
     assert all(len(found.lines) == 20 for found in lists)
     with pytest.raises(InputError, match="made with bits 2, this command has 8"):
         main([*arguments, "--engine", "plaid"])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "index.json").write_text('{"format": "bm25", "version": 1}')
+    with pytest.raises(InputError, match="made with format 'bm25', this command has 'late-interaction'"):
+        main([*arguments, "--index-dir", str(tmp_path / "other")])
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["index.json"]
     with pytest.raises(InputError, match="--probes is at least 1, got 0"):
         main([*arguments, "--probes", "0"])
 
