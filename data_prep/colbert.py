@@ -5,6 +5,7 @@ the centroids alone, then restored vectors) follow Santhanam et al., "PLAID", CI
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,11 @@ class ColbertSearcher:
     def search(self, queries: Sequence[Tensor], depth: int) -> Iterator[Ranked]:
         """Yield, for each query [tokens, dim], up to `depth` (doc_id, score), best first, ties in order of doc_id."""
         if self.engine == "plaid":
-            yield from (self._search_compressed(query, depth) for query in queries)
+            threads = torch.get_num_threads()
+            # a query a thread: its many small products are not worth sharing, and no bit depends on how many threads
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from pool.map(lambda query: self._search_compressed(query, depth), queries)
+            torch.set_num_threads(threads)  # the setting is one for all threads
             return
         if self.engine == "fast-plaid":
             for rows, scores in self.fast_plaid.search(queries, depth):

@@ -56,7 +56,7 @@ def estimate_bm25(collection: Collection, passages: int, analyzer: str, memory: 
 def estimate_colbert(
     collection: Collection, passages: int, encoder: LateInteractionEncoder, engine: str, bits: int
 ) -> Estimate:
-    """Estimate an index of token vectors: 16 bits a dimension or `bits`, a centroid each and its list entry, or both."""
+    """Estimate an index of token vectors: 16 bits a dimension, or `bits` with centroid, list and scale, or both."""
     from .colbert_index import CHUNK_PASSAGES
     from .residual_codec import PRODUCTS_AT_ONCE, SAMPLES_PER_CENTROID, centroids_for
 

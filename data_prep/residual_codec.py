@@ -1,4 +1,4 @@
-"""Token vectors in a few bits a dimension: the nearest centroid, and what remains in one byte for 1, 2, 4 or 8 dimensions.
+"""Token vectors in a few bits a dimension: the nearest centroid, and a byte for 1, 2, 4 or 8 dimensions of the rest.
 
 The residual compression of Santhanam et al., "ColBERTv2", NAACL 2022, section 3.3, with another code for the residuals.
 There each dimension has the same buckets; here a byte names one of 256 codewords for several dimensions together, which
@@ -80,7 +80,7 @@ class ResidualCodec:
         return codes.int(), residuals, (1 / restored.norm(dim=1)).half()
 
     def decode(self, codes: Tensor, residuals: Tensor, scales: Tensor) -> Tensor:
-        """Return, on the CPU, the mapped vectors [vectors, dim] that `encode` coded; mapped back, they have length 1."""
+        """Return, on the CPU, the mapped vectors [vectors, dim] that `encode` coded, those of unit vectors."""
         items = np.take(self._codeword_items, residuals.numpy() + self._first_items, mode="clip")
         restored = torch.from_numpy(items.view(np.float32))
         return restored.add_(self._mapped_centroids[codes]).mul_(scales[:, None].float())

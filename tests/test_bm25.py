@@ -133,21 +133,32 @@ def test_damaged_collections_and_queries_give_a_run_or_one_line(tmp_path_factory
         (tmp_path / "c" / name).write_bytes(FILES[name])
     damaged = tmp_path / "c" / data.draw(st.sampled_from([corpus, queries, "ids.txt"]))
     content = bytearray(damaged.read_bytes())
-    part = st.one_of(st.binary(max_size=5), st.sampled_from([b"\n", b"\t", b'"', b"}", b"\x00", b"\xff", b"\xe2\x80\xa8"]))
+    part = st.one_of(
+        st.binary(max_size=5), st.sampled_from([b"\n", b"\t", b'"', b"}", b"\x00", b"\xff", b"\xe2\x80\xa8"])
+    )
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(content)))
         content[place : place + data.draw(st.integers(0, 5))] = data.draw(part)
     damaged.write_bytes(content)
     given = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    message = ""
     try:
         main(command(tmp_path, tmp_path / "c", "--query-ids", str(tmp_path / "c" / "ids.txt"), "--num-proc", "1"))
     except InputError as error:
-        whole = ("holds no passage", "holds no query", "no passage shares a term", "stands 2 times", "holds a term to index")
-        assert re.search(r"/c/[a-z.]+:\d+: ", str(error)) or any(part in str(error) for part in whole)
-        assert "\n" not in str(error).strip()
+        message = str(error)
+    if message:
+        whole = (
+            "holds no passage",
+            "holds no query",
+            "no passage shares a term",
+            "stands 2 times",
+            "holds a term to index",
+        )
+        assert re.search(r"/c/[a-z.]+:\d+: ", message) or any(part in message for part in whole)
+        assert "\n" not in message.strip()
         left = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} - given
         assert all(path.parts[0] == "index-a" for path in left)  # what was indexed before the damage was met
-        assert not (tmp_path / "index-a" / "index.json").exists() or "no passage shares" in str(error)
+        assert not (tmp_path / "index-a" / "index.json").exists() or "no passage shares" in message
     else:
         lists = list(read_lists(tmp_path / "a.run"))
         known = dict.fromkeys(doc.doc_id for doc in open_collection(str(tmp_path / "c")).docs())

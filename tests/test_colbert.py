@@ -318,8 +318,9 @@ def test_a_killed_command_goes_on_to_the_same_bytes(checkpoint, tmp_path):
 
     def start(name):
         asked = ["--collection", str(folder), "--retriever", "colbert", "--model", str(checkpoint), "--engine", "plaid",
-                 "--bits", "2", "--depth", "5", "--probes", "2", "--candidates", "50", "--num-proc", "1",
-                 "--index-dir", str(tmp_path / f"index-{name}"), "--output", str(tmp_path / f"{name}.run")]  # fmt: skip
+                 "--bits", "2", "--doc-length", "8", "--depth", "5", "--probes", "2", "--candidates", "50",
+                 "--num-proc", "1", "--index-dir", str(tmp_path / f"index-{name}"),
+                 "--output", str(tmp_path / f"{name}.run")]  # fmt: skip
         return subprocess.Popen([sys.executable, "-m", "data_prep.retrieve", *asked], cwd=ROOT)
 
     assert start("whole").wait() == 0

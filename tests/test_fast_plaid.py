@@ -8,13 +8,13 @@ import types
 import numpy as np
 import pytest
 import torch
-from test_colbert import checkpoint, write_collection  # noqa: F401, a fixture
 
 from data_prep import fast_plaid
 from data_prep.colbert import max_sim
 from data_prep.retrieve import main
 from setenc_hf.errors import InputError
 from setenc_hf.trec import read_lists
+from test_colbert import checkpoint, write_collection  # noqa: F401, a fixture
 
 
 class FastPlaid:

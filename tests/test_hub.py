@@ -19,7 +19,7 @@ CODE = "import sys; from setenc_hf.hub import find_model; print(find_model(sys.a
 
 
 def find(name, cache, endpoint, **more):
-    """Return what a fresh process prints, which has its own cache and hub: both are read when the client is imported."""
+    """Return what a fresh process prints: the cache and the hub are read once, when the client is imported."""
     here = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     here |= {"HF_HOME": str(cache), "HF_ENDPOINT": endpoint, "NO_PROXY": "*"} | more
     code = f"from setenc_hf.command import run_command; import sys\ndef main(_):\n exec({CODE!r})\nrun_command(main)"
@@ -96,8 +96,7 @@ def test_an_unreachable_hub_costs_seconds_and_one_line(tmp_path):
 
 def test_offline_the_cache_alone_counts(tmp_path):
     result = find("some/model", tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
-    assert result.stderr == (
-        "error: some/model: no such folder, the hub is switched off (HF_HUB_OFFLINE), and no copy of it is in the cache\n"
-    )
+    off = "the hub is switched off (HF_HUB_OFFLINE)"
+    assert result.stderr == f"error: some/model: no such folder, {off}, and no copy of it is in the cache\n"
     cached = put_in_cache(tmp_path, "some/model")
     assert find("some/model", tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1").stdout == f"{cached}\n"
