@@ -19,12 +19,17 @@ from .index_files import INDEX_FILE, check_settings, map_array, read_texts
 from .ranking import nth_best, rank
 
 
+def check_parameters(k1: float, b: float) -> None:
+    """Raise `InputError` where BM25 is not defined for these parameters."""
+    if not (0 <= k1 < float("inf") and 0 <= b <= 1):
+        raise InputError(f"--k1 is at least 0 and --b between 0 and 1, got {k1:g} and {b:g}")
+
+
 class Bm25Searcher:
     """Searches the index in `folder`; k1 and b are chosen here, not when the index is built. Safe for threads."""
 
     def __init__(self, folder: Path, k1: float = 0.9, b: float = 0.4) -> None:
-        if not (k1 >= 0 and 0 <= b <= 1):
-            raise InputError(f"--k1 is at least 0 and --b between 0 and 1, got {k1} and {b}")
+        check_parameters(k1, b)
         meta = check_settings(folder / INDEX_FILE, {"format": FORMAT, "version": VERSION})
         if meta is None:
             raise InputError(f"{folder}: holds no complete index")

@@ -5,6 +5,7 @@ the centroids alone, then restored vectors) follow Santhanam et al., "PLAID", CI
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from setenc_hf.collection import Collection
 from setenc_hf.errors import InputError
 
 from .colbert_index import CODEC_FILE, FORMAT, VERSION, batches, chunk_folders
+from .fast_plaid import FastPlaidIndex
 from .index_files import INDEX_FILE, check_settings, map_array, read_texts
 from .late_interaction import LateInteractionEncoder
 from .ranking import nth_best, rank
 from .residual_codec import ResidualCodec
 
 QUERIES_AT_ONCE = 8
+VECTORS_AT_ONCE = 2**12  # restored and scored while they are in a processor's cache
 Ranked = list[tuple[str, float]]
 
 
@@ -32,11 +35,14 @@ def max_sim(vectors: Tensor, lengths: np.ndarray, queries: Sequence[Tensor]) -> 
         lengths: vectors of each passage, at least 1: [passages].
         queries: each [tokens, dim].
     """
-    products = (vectors @ torch.cat(list(queries)).T).numpy()  # [vectors, all query tokens]
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    best = np.maximum.reduceat(products, starts, axis=0)  # [passages, all query tokens]
+    best = best_products((vectors @ torch.cat(list(queries)).T).numpy(), lengths)  # [passages, all query tokens]
     firsts = np.concatenate([[0], np.cumsum([len(query) for query in queries])[:-1]])
     return np.add.reduceat(best, firsts, axis=1).T
+
+
+def best_products(products: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the largest of each passage's rows, [passages, tokens], of products [vectors, tokens]."""
+    return np.maximum.reduceat(products, np.concatenate([[0], np.cumsum(lengths)[:-1]]), axis=0)
 
 
 class Chunk:
@@ -77,16 +83,26 @@ class ColbertSearcher:
         for path in chunk_folders(folder)[: meta["chunks"]]:
             self.chunks.append(Chunk(path, first_row))
             first_row += len(self.chunks[-1].lengths)
-        self.exact = meta["engine"] == "exact"
-        if not self.exact:
+        self.engine: str = meta["engine"]
+        if self.engine == "fast-plaid":
+            self.fast_plaid = FastPlaidIndex(folder, probes, candidates)
+        if self.engine == "plaid":
             self.codec = ResidualCodec.load(folder / CODEC_FILE)
             self.list_offsets = map_array(folder / "list_offsets.npy")
             self.list_rows = map_array(folder / "list_rows.npy")
 
     def search(self, queries: Sequence[Tensor], depth: int) -> Iterator[Ranked]:
         """Yield, for each query [tokens, dim], up to `depth` (doc_id, score), best first, ties in order of doc_id."""
-        if not self.exact:
-            yield from (self._search_compressed(query, depth) for query in queries)
+        if self.engine == "plaid":
+            threads = torch.get_num_threads()
+            # a query a thread: its many small products are not worth sharing, and no bit depends on how many threads
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from pool.map(lambda query: self._search_compressed(query, depth), queries)
+            torch.set_num_threads(threads)  # the setting is one for all threads
+            return
+        if self.engine == "fast-plaid":
+            for rows, scores in self.fast_plaid.search(queries, depth):
+                yield rank(self.doc_ids, rows, scores, depth)
             return
         every = np.arange(len(self.doc_ids))
         for block in batches(queries, QUERIES_AT_ONCE):
@@ -123,15 +139,15 @@ class ColbertSearcher:
     def _rough_scores(by_centroid: np.ndarray, chunk: Chunk, rows: np.ndarray) -> np.ndarray:
         """Score passages as if each vector were its centroid."""
         products = by_centroid[chunk.array("codes")[chunk.places(rows)]]  # [vectors, tokens]
-        lengths = chunk.lengths[rows]
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        return np.maximum.reduceat(products, starts, axis=0).sum(axis=1)
+        return best_products(products, chunk.lengths[rows]).sum(axis=1)
 
     def _restored_scores(self, query: Tensor, chunk: Chunk, rows: np.ndarray) -> np.ndarray:
         places = chunk.places(rows)
-        codes = torch.from_numpy(chunk.array("codes")[places])
-        vectors = self.codec.decode(codes, torch.from_numpy(chunk.array("residuals")[places]))
-        return max_sim(vectors, chunk.lengths[rows], [query])[0]
+        coded = [torch.from_numpy(chunk.array(name)[places]) for name in ("codes", "residuals", "scales")]
+        mapped = self.codec.map_queries(query).T
+        blocks = zip(*(array.split(VECTORS_AT_ONCE) for array in coded))
+        products = torch.cat([self.codec.decode(*block) @ mapped for block in blocks])  # [vectors, tokens]
+        return best_products(products.numpy(), chunk.lengths[rows]).sum(axis=1)
 
 
 def search_collection(

@@ -5,11 +5,12 @@ on its own device; the first process also trains the codec, and joins what all h
 
 The index (arrays little-endian and memory-mapped):
 `plan.json`             format, version, settings, and which collection begins at which chunk
-`codec.safetensors`     centroids, cutoffs and weights (engine plaid)
+`codec.safetensors`     centroids, transform and codewords (engine plaid)
 `chunks/000000/`        `doc_ids.arrow`; `lengths.npy` int32 [passages], vectors of each; and either `vectors.npy`
-                        float16 [vectors, dim] (engine exact) or `codes.npy` int32 [vectors] and `residuals.npy`
-                        uint8 [vectors, dim * bits / 8] (engine plaid)
+                        float16 [vectors, dim] (engine exact) or `codes.npy` int32 [vectors], `residuals.npy`
+                        uint8 [vectors, dim * bits / 8] and `scales.npy` float16 [vectors] (engine plaid)
 `doc_ids.arrow`         id by row, over all chunks
+`fast-plaid/`           the package's own files (engine fast-plaid, whose chunks are those of engine exact)
 `list_offsets.npy`      int64 [centroids + 1], and `list_rows.npy` int32: the passages of each centroid (engine plaid)
 `index.json`            the plan and the counts; written last
 """
@@ -44,7 +45,7 @@ from .index_files import (
 from .late_interaction import LateInteractionEncoder
 from .residual_codec import SAMPLES_PER_CENTROID, ResidualCodec, centroids_for
 
-FORMAT, VERSION = "late-interaction", 1
+FORMAT, VERSION = "late-interaction", 2
 CHUNK_PASSAGES = 5000
 Item = TypeVar("Item")
 PLAN_FILE, CODEC_FILE = "plan.json", "codec.safetensors"
@@ -60,7 +61,7 @@ def build_colbert(
     folder: Path,
     encoder: LateInteractionEncoder,
     engine: str = "plaid",
-    bits: int = 4,
+    bits: int = 8,
     append: bool = False,
     chunk_passages: int = CHUNK_PASSAGES,
     batch_size: int = 64,
@@ -69,8 +70,8 @@ def build_colbert(
     """Bring the index of `collection` in `folder` to its end; do nothing where it is there.
 
     Args:
-        engine: "exact" keeps the vectors in float16, "plaid" compresses them.
-        bits: of a dimension's residual, 1, 2 or 4; not used by "exact".
+        engine: "exact" keeps the vectors in float16, "plaid" compresses them, "fast-plaid" does both.
+        bits: of a dimension's residual, 1, 2, 4 or 8; not used by "exact".
         append: add the passages whose ids an existing index lacks, with its codec.
         chunk_passages: passages that are lost when the process is killed; those of an index begun are kept.
         progress: told how many more passages are done.
@@ -85,11 +86,11 @@ def build_colbert(
             return
         if engine == "plaid" and not (folder / CODEC_FILE).exists():
             train_codec(collection, encoder, bits, batch_size).save(folder / CODEC_FILE)
-    wait_for(lambda: source in planned_sources(folder) and (engine == "exact" or (folder / CODEC_FILE).exists()))
+    wait_for(lambda: source in planned_sources(folder) and (engine != "plaid" or (folder / CODEC_FILE).exists()))
     plan = check_settings(folder / PLAN_FILE, settings) or {}
     if finished(folder, plan):
         return
-    codec = ResidualCodec.load(folder / CODEC_FILE) if engine == "plaid" else None
+    codec = ResidualCodec.load(folder / CODEC_FILE).to(encoder.device) if engine == "plaid" else None
     first = plan["sources"][-1]["first_chunk"]
     known = {doc_id for chunk in chunk_folders(folder)[:first] for doc_id in read_ids(chunk)}
     docs = (doc for doc in collection.docs() if doc.doc_id not in known)
@@ -102,11 +103,17 @@ def build_colbert(
         progress(len(batch))
     if number == 0:
         wait_for(lambda: len(chunk_folders(folder)) >= count)
-        write_json(folder / INDEX_FILE, plan | join_chunks(folder, codec))
+        counts = join_chunks(folder, codec)
+        if engine == "fast-plaid":
+            from .fast_plaid import build_index
+
+            build_index(folder, list(passage_vectors(folder)), bits)
+        write_json(folder / INDEX_FILE, plan | counts)
 
 
 def make_plan(folder: Path, settings: dict, source: dict, append: bool, chunk_passages: int) -> dict[str, Any]:
     """Return the plan of the index, written anew where there is none or where a collection is added."""
+    check_settings(folder / INDEX_FILE, settings)  # another retriever's index has no plan
     plan = check_settings(folder / PLAN_FILE, settings)
     if plan is None:
         plan = settings | {"chunk_passages": chunk_passages, "sources": [{"source": source, "first_chunk": 0}]}
@@ -159,9 +166,9 @@ def write_chunk(
         if codec is None:
             np.save(folder / "vectors.npy", vectors.half().numpy())
         else:
-            codes, residuals = codec.encode(vectors)
-            np.save(folder / "codes.npy", codes.numpy())
-            np.save(folder / "residuals.npy", residuals.numpy())
+            coded = codec.encode(vectors.to(encoder.device))
+            for name, array in zip(("codes", "residuals", "scales"), coded, strict=True):
+                np.save(folder / f"{name}.npy", array.cpu().numpy())
 
 
 def join_chunks(folder: Path, codec: ResidualCodec | None) -> dict[str, int]:
@@ -207,6 +214,13 @@ def chunk_lists(chunk: Path, num_centroids: int) -> csc_array:
 def chunk_folders(folder: Path) -> list[Path]:
     """Return the chunks that are there, in their order."""
     return sorted(path for path in (folder / "chunks").iterdir() if path.name.isdigit())
+
+
+def passage_vectors(folder: Path) -> Iterator[torch.Tensor]:
+    """Yield each passage's vectors, float16 [tokens, dim], mapped from the chunks that keep them."""
+    for chunk in chunk_folders(folder):
+        vectors = np.load(chunk / "vectors.npy", mmap_mode="c")  # torch refuses arrays that cannot be written
+        yield from torch.from_numpy(vectors).split(map_array(chunk / "lengths.npy").tolist())
 
 
 def read_ids(chunk: Path) -> Iterator[str]:

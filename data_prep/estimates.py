@@ -53,19 +53,23 @@ def estimate_bm25(collection: Collection, passages: int, analyzer: str, memory: 
     return Estimate(passages, index, round(2.2 * index), min(memory, round(needed)))
 
 
-def estimate_colbert(collection: Collection, passages: int, encoder: LateInteractionEncoder, bits: int) -> Estimate:
-    """Estimate an index of token vectors: `bits` a dimension (16: uncompressed), a centroid each and its list entry."""
+def estimate_colbert(
+    collection: Collection, passages: int, encoder: LateInteractionEncoder, engine: str, bits: int
+) -> Estimate:
+    """Estimate an index of token vectors: 16 bits a dimension, or `bits` with centroid, list and scale, or both."""
     from .colbert_index import CHUNK_PASSAGES
     from .residual_codec import PRODUCTS_AT_ONCE, SAMPLES_PER_CENTROID, centroids_for
 
     sample = sample_passages(collection)
     vectors = fmean(encoder.count_vectors([doc.text for doc in sample]))
     ids = fmean(2 * len(doc.doc_id.encode()) + 16 for doc in sample)
-    index = passages * (vectors * (encoder.dim * bits / 8 + (0 if bits == 16 else 8)) + ids + 4)
+    bytes_a_vector = 0 if engine == "plaid" else 2 * encoder.dim
     memory = 4 * encoder.dim * vectors * min(passages, CHUNK_PASSAGES) * 3 + 1_000_000_000
-    if bits < 16:
+    if engine != "exact":
+        bytes_a_vector += encoder.dim * bits // 8 + 10  # a centroid, its list entry and a scale
         memory += 8 * encoder.dim * SAMPLES_PER_CENTROID * centroids_for(passages * vectors) + 4 * PRODUCTS_AT_ONCE
-    return Estimate(passages, round(index), round(index), round(memory))
+    index = round(passages * (vectors * bytes_a_vector + ids + 4))
+    return Estimate(passages, index, index, round(memory))
 
 
 def check_disk(folder: Path, estimate: Estimate) -> None:

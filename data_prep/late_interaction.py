@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from setenc_hf.errors import InputError
 from setenc_hf.files import sha256
+from setenc_hf.hub import find_model
 
 
 @dataclass
@@ -40,14 +41,15 @@ class LateInteractionEncoder:
     """An encoder with its projections; `fingerprint` identifies weights and settings."""
 
     def __init__(self, model: str, device: str | torch.device = "cpu", doc_length: int | None = None) -> None:
-        folder = find_model(model)
+        folder = download(model)
         self.settings, projections = read_checkpoint(folder)
         if doc_length is not None:
             self.settings.doc_length = doc_length
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.device = torch.device(device)
         self.encoder = AutoModel.from_pretrained(folder, use_safetensors=True).eval().to(device)
         self.projections = nn.ModuleList(projections).eval().to(device)
-        if self.encoder.device.type == "cuda":  # half precision, as ColBERT encodes on a GPU
+        if self.device.type == "cuda":  # half precision, as ColBERT encodes on a GPU
             self.encoder.half()
             self.projections.half()
         longest = getattr(self.encoder.config, "max_position_embeddings", None)
@@ -103,7 +105,7 @@ class LateInteractionEncoder:
         return [int((~torch.isin(torch.tensor(row), self.skipped)).sum()) for row in rows]
 
     def _encode(self, ids: Tensor, attended: Tensor) -> Tensor:
-        device = self.encoder.device
+        device = self.device
         states = self.encoder(input_ids=ids.to(device), attention_mask=attended.to(device)).last_hidden_state
         for layer in self.projections:
             states = layer(states)
@@ -123,17 +125,18 @@ class LateInteractionEncoder:
         return [[first, *marker_ids, *ids[:room], last] for ids in found]
 
 
-def find_model(model: str) -> Path:
+def download(model: str) -> Path:
     """Return the folder of a model: a local folder, or the files of a hub id (weights in safetensors only)."""
-    if Path(model).is_dir():
-        return Path(model)
+    found = find_model(model)
+    if Path(found).is_dir():
+        return Path(found)
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.metadata", "*.safetensors", "*.model"])
+        files = snapshot_download(found, allow_patterns=["*.json", "*.txt", "*.metadata", "*.safetensors", "*.model"])
     except Exception as error:
-        raise InputError(f"{model}: neither a folder nor a model that the hub gives ({error})") from None
-    return Path(found)
+        raise InputError(f"{model}: the hub has this model, but it cannot be downloaded ({error})") from None
+    return Path(files)
 
 
 def read_checkpoint(folder: Path) -> tuple[LateInteractionSettings, list[nn.Module]]:

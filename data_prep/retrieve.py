@@ -49,10 +49,12 @@ def parser() -> argparse.ArgumentParser:
     colbert("--model", default="colbert-ir/colbertv2.0", help="a folder or hub id (default colbert-ir/colbertv2.0)")
     colbert("--doc-length", type=int, help="tokens kept of a passage (default: the checkpoint's)")
     colbert("--batch-size", type=int, default=64, help="passages encoded together (default 64)")
-    colbert("--engine", choices=["auto", "exact", "plaid"], default="auto",
+    colbert("--engine", choices=["auto", "exact", "plaid", "fast-plaid"], default="auto",
             help="exact keeps every vector in 16 bits and scores every passage; plaid compresses; auto (default)\n"
-                 f"is exact up to {EXACT_UP_TO:,} passages")  # fmt: skip
-    colbert("--bits", type=int, choices=[1, 2, 4], default=4, help="bits a dimension, engine plaid (default 4)")
+                 f"is exact up to {EXACT_UP_TO:,} passages and plaid above; fast-plaid is the package of that name,\n"
+                 "where the installed torch is the one its wheel was built for")  # fmt: skip
+    colbert("--bits", type=int, choices=[1, 2, 4, 8], default=8,
+            help="bits a dimension of a compressed vector (default 8); fewer take less disk and lose more")  # fmt: skip
     colbert("--probes", type=int, default=PROBES, help=f"centroids each query token looks up (default {PROBES})")
     colbert("--candidates", type=int, default=CANDIDATES,
             help=f"passages scored with restored vectors, at least 4 x depth (default {CANDIDATES:,})")  # fmt: skip
@@ -73,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     queries = select_queries(collection, args.query_ids)
     if args.output.is_dir():
         raise InputError(f"{args.output}: is a directory; name a file to write")
-    args.index_dir.mkdir(parents=True, exist_ok=True)
+    if args.index_dir.exists() and not args.index_dir.is_dir():
+        raise InputError(f"{args.index_dir}: is a file; --index-dir names a folder")
     retrieve = retrieve_bm25 if args.retriever == "bm25" else retrieve_colbert
     counts = retrieve(collection, queries, args)
     if counts is None:  # one of several processes that encoded; the first of them searches and reports
@@ -86,12 +89,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def retrieve_bm25(collection: Collection, queries: list[Query], args: argparse.Namespace) -> RunCounts:
     """Build the index where it is missing, and search it."""
-    from .bm25 import Bm25Searcher
+    from .analysis import open_analyzer
+    from .bm25 import Bm25Searcher, check_parameters
     from .bm25_index import build_bm25
     from .index_files import INDEX_FILE, read_json
 
     passages = None
     memory = parse_size(args.memory)
+    check_parameters(args.k1, args.b)
+    open_analyzer(args.analyzer)  # or one line, before anything is written
+    args.index_dir.mkdir(parents=True, exist_ok=True)
     if not (args.index_dir / INDEX_FILE).exists():
         passages = collection.count()
         if passages:
@@ -117,15 +124,19 @@ def retrieve_colbert(collection: Collection, queries: list[Query], args: argpars
 
     from .colbert import ColbertSearcher, overlap, search_collection
     from .colbert_index import PLAN_FILE, build_colbert, process_rank
+    from .fast_plaid import open_package
     from .index_files import INDEX_FILE, read_json
     from .late_interaction import LateInteractionEncoder
 
+    if args.engine == "fast-plaid":
+        open_package()  # or one line, before hours of encoding
     number, processes = process_rank()
     torch.set_num_threads(max(args.num_proc // processes, 1))
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     logging.set_verbosity_error()  # the projection is not part of the encoder, which transformers would report
     logging.disable_progress_bar()
     encoder = LateInteractionEncoder(args.model, device, args.doc_length)
+    args.index_dir.mkdir(parents=True, exist_ok=True)
     passages, engine = None, args.engine
     begun = args.index_dir / PLAN_FILE
     if engine == "auto" and begun.exists():
@@ -135,7 +146,7 @@ def retrieve_colbert(collection: Collection, queries: list[Query], args: argpars
         if engine == "auto":
             engine = "exact" if passages is not None and passages <= EXACT_UP_TO else "plaid"
         if passages and number == 0:
-            estimate = estimate_colbert(collection, passages, encoder, 16 if engine == "exact" else args.bits)
+            estimate = estimate_colbert(collection, passages, encoder, engine, args.bits)
             print(f"engine {engine}: {estimate}", file=sys.stderr)
             check_disk(args.index_dir, estimate)
     options = {"engine": engine, "bits": args.bits, "append": args.append, "batch_size": args.batch_size}

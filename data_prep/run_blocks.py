@@ -86,6 +86,7 @@ def search_in_blocks(
             lines += 1
             hit.add(line.split(" ", 1)[0])
         if not lines:
+            shutil.rmtree(blocks)
             raise InputError(f"no passage shares a term with any of the {len(queries)} queries; no run was written")
     shutil.rmtree(blocks)
     return RunCounts(len(queries), len(queries) - len(hit), lines)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -111,23 +112,58 @@ def test_ids_are_text(tmp_path_factory, doc_ids):
     assert lists == {"007": sorted(doc_ids), "1e3": sorted(doc_ids)}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FILES = {
+    "corpus.jsonl": b'{"doc_id": "d1", "text": "green river"}\n{"_id": "d2", "title": "boats", "text": "river"}\n',
+    "corpus.tsv": b"d1\tgreen river\nd2\triver boats\n",
+    "corpus.jsonl.gz": gzip.compress(b'{"doc_id": "d1", "text": "green river"}\n', mtime=0),
+    "queries.tsv": b"q1\triver\nq2\tboats\n",
+    "queries.jsonl": b'{"query_id": "q1", "text": "river"}\n{"_id": "q2", "text": "boats"}\n',
+    "ids.txt": b"q1 Q0 d1 1 2.5 tag\nq2\n",
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_damaged_collections_give_a_run_or_one_line(tmp_path_factory, data):
+def test_damaged_collections_and_queries_give_a_run_or_one_line(tmp_path_factory, data):
     tmp_path = tmp_path_factory.mktemp("fuzz")
-    collection = write_collection(tmp_path / "c", {"d1": "green river", "d2": "river"}, {"q1": "river"})
-    damaged = collection / data.draw(st.sampled_from(["corpus.jsonl", "queries.tsv"]))
+    corpus = data.draw(st.sampled_from([name for name in FILES if name.startswith("corpus")]))
+    queries = data.draw(st.sampled_from(["queries.tsv", "queries.jsonl"]))
+    (tmp_path / "c").mkdir()
+    for name in (corpus, queries, "ids.txt"):
+        (tmp_path / "c" / name).write_bytes(FILES[name])
+    damaged = tmp_path / "c" / data.draw(st.sampled_from([corpus, queries, "ids.txt"]))
     content = bytearray(damaged.read_bytes())
+    part = st.one_of(
+        st.binary(max_size=5), st.sampled_from([b"\n", b"\t", b'"', b"}", b"\x00", b"\xff", b"\xe2\x80\xa8"])
+    )
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(content)))
-        content[place : place + data.draw(st.integers(0, 5))] = data.draw(st.binary(max_size=5))
+        content[place : place + data.draw(st.integers(0, 5))] = data.draw(part)
     damaged.write_bytes(content)
+    given = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    message = ""
     try:
-        main(command(tmp_path, collection))
-    except InputError:
-        assert not (tmp_path / "a.run").exists()
+        main(command(tmp_path, tmp_path / "c", "--query-ids", str(tmp_path / "c" / "ids.txt"), "--num-proc", "1"))
+    except InputError as error:
+        message = str(error)
+    if message:
+        whole = (
+            "holds no passage",
+            "holds no query",
+            "no passage shares a term",
+            "stands 2 times",
+            "holds a term to index",
+        )
+        assert re.search(r"/c/[a-z.]+:\d+: ", message) or any(part in message for part in whole)
+        assert "\n" not in message.strip()
+        left = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} - given
+        assert all(path.parts[0] == "index-a" for path in left)  # what was indexed before the damage was met
+        assert not (tmp_path / "index-a" / "index.json").exists() or "no passage shares" in message
     else:
-        assert list(read_lists(tmp_path / "a.run"))
+        lists = list(read_lists(tmp_path / "a.run"))
+        known = dict.fromkeys(doc.doc_id for doc in open_collection(str(tmp_path / "c")).docs())
+        assert lists
+        assert all(line.doc_id in known for found in lists for line in found.lines)
 
 
 def test_an_id_twice_is_refused(tmp_path):
@@ -151,6 +187,21 @@ def test_an_index_of_other_settings_or_passages_is_refused(tmp_path):
     write_collection(folder, {"a": "boat"}, {"q": "river"})
     with pytest.raises(InputError, match="made with source"):
         main(command(tmp_path, folder))
+
+
+def test_what_cannot_work_leaves_nothing(tmp_path):
+    folder = write_collection(tmp_path / "c", {"a": "river"}, {"q": "river"})
+    for options, line in (
+        (["--analyzer", "porter"], "--analyzer is one of english, standard, whitespace, got 'porter'"),
+        (["--b", "3"], "--b between 0 and 1, got 0.9 and 3"),
+        (["--k1", "nan"], "--k1 is at least 0"),
+        (["--memory", "4XB"], "a size is a number with KB, MB or GB"),
+        (["--depth", "0"], "--depth is at least 1, got 0"),
+        (["--index-dir", str(folder / "corpus.jsonl")], "corpus.jsonl: is a file; --index-dir names a folder"),
+    ):
+        with pytest.raises(InputError, match=re.escape(line)):
+            main([*command(tmp_path, folder), *options])
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
 def test_query_ids_choose_queries_in_their_order(tmp_path):
@@ -191,7 +242,7 @@ def test_no_hit_at_all_leaves_no_run(tmp_path):
     folder = write_collection(tmp_path / "c", {"a": "river"}, {"1": "lamp"})
     with pytest.raises(InputError, match="no passage shares a term with any of the 1 queries"):
         main(command(tmp_path, folder))
-    assert not (tmp_path / "a.run").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "index-a"]
 
 
 def test_the_index_does_not_depend_on_ranges_and_processes(tmp_path):

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from data_prep.colbert import ColbertSearcher, max_sim, overlap, search_collection
 from data_prep.colbert_index import build_colbert
 from data_prep.late_interaction import LateInteractionEncoder
-from data_prep.residual_codec import ResidualCodec, centroids_for
+from data_prep.residual_codec import ResidualCodec, _deal, centroids_for
 from data_prep.retrieve import main
 from setenc_hf.collection import open_collection
 from setenc_hf.errors import InputError
@@ -184,17 +184,37 @@ def test_max_sim_is_the_sum_of_maxima():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
-def test_residuals_are_packed_and_restored(bits):
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_codes_name_the_codeword_of_the_smallest_error(bits):
     draw = torch.Generator().manual_seed(2)
-    vectors = torch.nn.functional.normalize(torch.randn(500, 16, generator=draw), dim=-1)
+    vectors = torch.nn.functional.normalize(torch.randn(2000, 16, generator=draw) * torch.linspace(1, 3, 16), dim=-1)
     codec = ResidualCodec.train(vectors, 8, bits)
-    codes, residuals = codec.encode(vectors)
-    assert residuals.shape == (500, 16 * bits // 8)
-    buckets = torch.bucketize(vectors - codec.centroids[codes], codec.cutoffs)
-    expected = torch.nn.functional.normalize(codec.centroids[codes] + codec.weights[buckets], dim=-1)
-    torch.testing.assert_close(codec.decode(codes, residuals), expected)
-    assert float((expected * vectors).sum(1).mean()) > {1: 0.8, 2: 0.93, 4: 0.99}[bits]
+    codes, residuals, scales = codec.encode(vectors)
+    assert residuals.shape == (2000, 16 * bits // 8)
+    assert torch.equal(codes.long(), (vectors @ codec.centroids.T).argmax(1))
+    mapped = (vectors - codec.centroids[codes]) @ codec.transform.T
+    decoded = codec.decode(codes, residuals, scales)
+    lengths = (decoded @ torch.linalg.inv(codec.transform).T).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(2000), atol=1e-3, rtol=0)
+    restored = decoded / scales[:, None].float() - codec.centroids[codes] @ codec.transform.T
+    size = 8 // bits
+    for place, words in enumerate(codec.codewords):
+        part = slice(place * size, (place + 1) * size)
+        errors = (mapped[:, part, None] - words.T).norm(dim=1)  # [vectors, codewords]
+        torch.testing.assert_close((mapped - restored)[:, part].norm(dim=1), errors.amin(1), atol=1e-5, rtol=0)
+    queries = vectors[:50]
+    found = codec.map_queries(queries) @ decoded.T
+    exact = queries @ vectors.T
+    assert float((found - exact).square().mean().sqrt()) < {1: 0.12, 2: 0.075, 4: 0.02, 8: 0.002}[bits]
+
+
+def test_each_byte_gets_about_the_same_product_of_variances():
+    values = [float(value) for value in range(64, 0, -1)]
+    order = _deal(values, 4)
+    assert sorted(order) == list(range(64))
+    sums = [sum(values[place] for place in order[start : start + 4]) for start in range(0, 64, 4)]
+    assert max(sums) - min(sums) <= 2
+    assert all(order[start] < 16 for start in range(0, 64, 4))  # the first dimension of a byte varies most
 
 
 def test_centroids_grow_with_the_root_of_the_vectors():
@@ -256,24 +276,16 @@ build_colbert(open_collection(collection), Path(folder), LateInteractionEncoder(
 
 
 @pytest.mark.slow
-def test_killed_and_shared_builds_give_the_same_bytes(checkpoint, collection, encoder, tmp_path):
+def test_processes_that_share_a_build_give_the_same_bytes(checkpoint, collection, encoder, tmp_path):
     build(collection, tmp_path / "whole", encoder, chunk_passages=10)
 
     def start(folder, **rank):
         return subprocess.Popen([sys.executable, "-c", CHILD, str(checkpoint), collection.name, str(folder)], cwd=ROOT,
                                 env=os.environ | rank)  # fmt: skip
 
-    cut = start(tmp_path / "cut")
-    while not (tmp_path / "cut" / "chunks" / "000007").exists() and cut.poll() is None:
-        time.sleep(0.002)
-    cut.send_signal(signal.SIGKILL)
-    assert cut.wait() == -signal.SIGKILL
-    assert not (tmp_path / "cut" / "index.json").exists()
-    assert start(tmp_path / "cut").wait() == 0
     shared = [start(tmp_path / "shared", RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
     assert [process.wait() for process in shared] == [0, 0]
     whole = contents(tmp_path / "whole")
-    assert contents(tmp_path / "cut") == whole
     assert contents(tmp_path / "shared") == whole
 
 
@@ -285,7 +297,42 @@ def test_the_command_writes_a_run_and_reports_recall(checkpoint, collection, tmp
     lists = list(read_lists(tmp_path / "c.run"))
     assert [found.query_id for found in lists] == list(collection.queries())
     assert all(len(found.lines) == 20 for found in lists)
-    with pytest.raises(InputError, match="made with bits 2, this command has 4"):
+    with pytest.raises(InputError, match="made with bits 2, this command has 8"):
         main([*arguments, "--engine", "plaid"])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "index.json").write_text('{"format": "bm25", "version": 1}')
+    with pytest.raises(InputError, match="made with format 'bm25', this command has 'late-interaction'"):
+        main([*arguments, "--index-dir", str(tmp_path / "other")])
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["index.json"]
     with pytest.raises(InputError, match="--probes is at least 1, got 0"):
         main([*arguments, "--probes", "0"])
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_to_the_same_bytes(checkpoint, tmp_path):
+    """Killed twice, with `kill -9`: between two chunks of passages, and between two blocks of queries."""
+    folder = write_collection(tmp_path / "c", range(5300))
+    words = random.Random(4)
+    rows = (f"{row}\t{' '.join(words.choices(WORDS, k=4))}\n" for row in range(1050))
+    (folder / "queries.tsv").write_text("".join(rows))
+
+    def start(name):
+        asked = ["--collection", str(folder), "--retriever", "colbert", "--model", str(checkpoint), "--engine", "plaid",
+                 "--bits", "2", "--doc-length", "8", "--depth", "5", "--probes", "2", "--candidates", "50",
+                 "--num-proc", "1", "--index-dir", str(tmp_path / f"index-{name}"),
+                 "--output", str(tmp_path / f"{name}.run")]  # fmt: skip
+        return subprocess.Popen([sys.executable, "-m", "data_prep.retrieve", *asked], cwd=ROOT)
+
+    assert start("whole").wait() == 0
+    for begun in ("index-cut/chunks/000000", ".cut.run.blocks/000000000.run"):
+        process = start("cut")
+        while not (tmp_path / begun).exists() and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (tmp_path / "cut.run").exists()
+        assert (tmp_path / "index-cut" / "index.json").exists() == begun.startswith(".cut")
+    assert start("cut").wait() == 0
+    assert contents(tmp_path / "index-cut") == contents(tmp_path / "index-whole")
+    assert (tmp_path / "cut.run").read_bytes() == (tmp_path / "whole.run").read_bytes()
+    assert not (tmp_path / ".cut.run.blocks").exists()
