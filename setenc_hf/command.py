@@ -28,4 +28,5 @@ def run_command(main: Main) -> None:
 
 
 def _stop(_signal: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends two: the second must not cut the clean-up short
     sys.exit(143)

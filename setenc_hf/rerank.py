@@ -20,6 +20,7 @@ from tqdm import tqdm
 from .collection import open_collection
 from .command import run_command
 from .errors import InputError
+from .hub import find_model
 from .measures import mean, parse_measures, per_query, run_scores
 from .trec import read_lists, read_qrels, write_run
 
@@ -76,6 +77,7 @@ def rerank(args: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     state = PartialState(cpu=not torch.accelerator.is_available())
     dtype = choose_dtype(args.dtype, state.device)
+    args.model = find_model(args.model)
     try:
         model = SetEncoderForReranking.from_pretrained(args.model, dtype=dtype).to(state.device)
         tokenizer = SetEncoderTokenizer.from_pretrained(args.model) if model.tokenizer is None else model.tokenizer

@@ -28,6 +28,7 @@ from .dry_run import report
 from .early_stopping import EarlyStopping, check_best_metric
 from .errors import InputError
 from .files import PARTIAL
+from .hub import find_model
 from .lists import EvaluationLists, TrainingLists
 from .losses import parse_loss
 from .measures import parse_measures
@@ -60,6 +61,7 @@ def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoder
     for name in ("peft", "peft_config", "license"):  # what is made of the model, not what it is
         overrides.pop(name, None)
     max_tokens_per_chunk = overrides.pop("max_tokens_per_chunk", None)  # how it computes, not what
+    find_model(name_or_path)  # one line within seconds where it cannot be had; its own name goes into what is saved
     try:
         model = SetEncoderForReranking.from_pretrained(name_or_path, revision=revision, **overrides)
     except OSError as error:

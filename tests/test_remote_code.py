@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 QUERY, PASSAGES = "cat life", ["the cat of water", "a dog", "green paper lamp in stone"]
 TRAVELLERS = {
     f"{name}.py"
-    for name in ("attention", "chunking", "configuration", "modeling", "packing", "tokenization", "varlen_attention")
-}
+    for name in ("attention", "chunking", "configuration", "cpu_linear", "modeling", "packing", "tokenization")
+} | {"varlen_attention.py"}
 OPEN = """
 import sys
 

@@ -295,7 +295,7 @@ def test_the_command_resumes_where_an_interrupted_training_stopped(backbones, sa
         ({}, ["--sample-siz", "3"], r"--sample-siz: no such argument; did you mean 'sample_size'?"),
         ({"sample_size": 1}, [], "`sample_size` must be at least 2"),
         ({"measures": ["nDCG@ten"]}, [], "'nDCG@ten' is no measure"),
-        ({"model": "/nowhere/at/all"}, [], "model '/nowhere/at/all' is no folder here"),
+        ({"model": "/nowhere/at/all"}, [], "/nowhere/at/all: no such folder"),
         ({"train_samples": ["/nowhere"]}, [], "/nowhere: no listwise samples"),
         ({"resume_from_checkpoint": "last"}, [], "holds no checkpoint to resume from"),
     ],
