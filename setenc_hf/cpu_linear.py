@@ -16,7 +16,7 @@ MIN_ROWS = 64  # below, a call costs more than the product
 
 
 class OneDnnLinear(TorchFunctionMode):
-    """Within this context `torch.nn.functional.linear` of float32 on the CPU is oneDNN's; to be used without autograd."""
+    """Within this context `torch.nn.functional.linear` of float32 on the CPU is oneDNN's; not for autograd."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is nn.functional.linear and not kwargs and _takes(*args):
