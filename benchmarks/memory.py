@@ -1,10 +1,10 @@
-"""Peak memory of one training step against the length of a list, with and without gradient checkpointing.
+"""Peak memory of one training step against the length of a list, plain, in bfloat16, and with recomputation.
 
 python -m benchmarks.memory --model all-MiniLM-L6-v2 --output benchmarks/memory.md
 
 A step is forward, backward and AdamW on one list of random tokens, in a process of its own. What is counted is the
 process's peak above what it held before the step: model and imported code are not in it, gradients and AdamW's states
-are. Without dropout, in float32, on the CPU.
+are. Without dropout, on the CPU, in float32 but for autocast.
 """
 
 import argparse
@@ -21,7 +21,13 @@ from setenc_hf.files import atomic_file
 
 SIZES = (10, 50, 100, 200, 400)
 TOKENS = 256
-VARIANTS = {"plain": False, "gradient checkpointing": True}
+VARIANTS = {
+    "plain": (),
+    "bf16": ("bf16",),
+    "checkpointing, a layer at a time": ("checkpointing", "whole"),
+    "checkpointing, 2,048 tokens at a time": ("checkpointing",),  # what `gradient_checkpointing` is on a CPU
+    "the same and bf16": ("checkpointing", "bf16"),
+}
 
 
 def resident() -> float:
@@ -30,7 +36,7 @@ def resident() -> float:
         return int(pages.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-def step(model_name: str, passages: int, checkpointing: bool) -> tuple[float, float]:
+def step(model_name: str, passages: int, options: Sequence[str]) -> tuple[float, float]:
     """Train one step on a list of `passages`; return its peak in MiB above the start, and its seconds."""
     import torch
 
@@ -39,7 +45,9 @@ def step(model_name: str, passages: int, checkpointing: bool) -> tuple[float, fl
 
     torch.manual_seed(0)
     model = SetEncoderForReranking.from_pretrained(model_name, hidden_dropout=0.0, attention_dropout=0.0).train()
-    if checkpointing:
+    if "whole" in options:
+        model.max_tokens_per_chunk = passages * TOKENS
+    if "checkpointing" in options:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     draw = torch.Generator().manual_seed(0)
@@ -50,25 +58,27 @@ def step(model_name: str, passages: int, checkpointing: bool) -> tuple[float, fl
     labels = torch.arange(passages, dtype=torch.float32)[None]
     before = resident()
     start = time.perf_counter()
-    RankNetLoss()(model(**batch).logits, labels).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in options):
+        scores = model(**batch).logits
+    RankNetLoss()(scores, labels).backward()
     optimizer.step()
     seconds = time.perf_counter() - start
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before, seconds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure every length with and without checkpointing, and write the table."""
+    """Measure every length in every variant, and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--model", required=True, help="a plain backbone: folder or hub id")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help=f"passages of a list, {TOKENS} tokens each")
     parser.add_argument("--limit", type=float, default=14, help="GiB at which a step is given up")
     parser.add_argument("--output", help="file for the table, beside what is printed")
-    parser.add_argument("--one", nargs=2, metavar=("PASSAGES", "CHECKPOINTING"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
         size_limit = int(args.limit * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (size_limit, size_limit))
-        print(json.dumps(step(args.model, int(args.one[0]), args.one[1] == "True")))
+        print(json.dumps(step(args.model, int(args.one[0]), args.one[1:])))
         return
     lines = [
         f"| passages of {TOKENS} tokens | " + " | ".join(f"{name}: MiB | s" for name in VARIANTS) + " |",
@@ -76,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     for size in args.sizes:
         cells = []
-        for checkpointing in VARIANTS.values():
+        for options in VARIANTS.values():
             words = [sys.executable, "-m", "benchmarks.memory", "--model", args.model, "--limit", str(args.limit)]
-            done = subprocess.run([*words, "--one", str(size), str(checkpointing)], capture_output=True, text=True)
+            done = subprocess.run([*words, "--one", str(size), *options], capture_output=True, text=True)
             if done.returncode and ("can't allocate memory" in done.stderr or "MemoryError" in done.stderr):
                 cells.append(f"above {args.limit:g} GiB | ")
                 continue
