@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from . import cpu_linear
 from .attention import Chunk, InteractionTokens, SetLayout
+from .cpu_linear import OneDnnLinear, is_faster
 
 
 class ChunkedLayer:
@@ -77,8 +77,8 @@ class ChunkedLayer:
 
 def linear_layers(states: Tensor) -> AbstractContextManager:
     """Return the context in which a layer's products are computed by the faster library, where there is a choice."""
-    is_choice = states.device.type == "cpu" and not torch.is_grad_enabled() and cpu_linear.is_faster()
-    return cpu_linear.OneDnnLinear() if is_choice else nullcontext()
+    is_choice = states.device.type == "cpu" and not torch.is_grad_enabled() and is_faster()
+    return OneDnnLinear() if is_choice else nullcontext()
 
 
 def take_rows(value: Any, rows: slice | Tensor, tokens: int) -> Any:

@@ -165,8 +165,9 @@ class LocalCollection(Collection):
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not JSON ({error.msg}): {line[:100]!r}") from None
+            except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or too deep a nest
+                reason = getattr(error, "msg", error)
+                raise InputError(f"{path}:{number}: not JSON ({reason}): {line[:100]!r}") from None
             if not isinstance(row, dict):
                 raise InputError(f"{path}:{number}: not a JSON object: {line[:100]!r}")
             row_id = next((row[key] for key in id_keys if key in row), None)
@@ -177,6 +178,10 @@ class LocalCollection(Collection):
             title, text = row.get("title") or "", row.get("text")
             if not isinstance(text, str) or not isinstance(title, str):
                 raise InputError(f"{path}:{number}: `text` (and `title`, where given) must be text, got {text!r:.80}")
+            try:
+                f"{row_id}{title}{text}".encode()
+            except UnicodeEncodeError:
+                raise InputError(f"{path}:{number}: not text: half of a surrogate pair in {line[:100]!r}") from None
             yield number, row_id, title, text
 
     @staticmethod

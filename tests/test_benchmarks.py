@@ -227,6 +227,7 @@ def test_peers_see_the_lists_that_our_trainer_sees(samples, backbones, tmp_path)
     settings = {"model": backbones["bert"], "train_samples": [str(samples)], "output_dir": str(tmp_path / "out")}
     settings |= {"sampling": "single_relevant", "sample_size": 4, "loss": "infonce", "max_steps": 4, "warmup_steps": 2}
     settings |= {"per_device_train_batch_size": 2, "report_to": "none", "learning_rate": 1e-3}
+    settings |= {"query_length": 8, "passage_length": 20}
     recipe.write_text(json.dumps(settings))
     job, lists = draw_lists([str(recipe)])
     assert (job["steps"], job["warmup_steps"], job["loss"]) == (4, 2, "infonce")

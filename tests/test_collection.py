@@ -99,3 +99,18 @@ def test_an_ir_datasets_collection(tmp_path):
     assert collection.texts(["b", "0012", "none"]) == {"0012": "a", "b": "c"}
     assert collection.queries() == {"q1": "what"}
     assert collection.qrels() == [Qrel("q1", "b", 2)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"doc_id": ' + "1" * 5000 + ', "text": "t"}',
+        "[" * 100_000,
+        r'{"doc_id": "\ud800", "text": "t"}',
+        r'{"doc_id": "a", "text": "\ud800"}',
+    ],
+)
+def test_json_that_python_chokes_on_is_refused_by_line(tmp_path, line):
+    (tmp_path / "corpus.jsonl").write_text('{"doc_id": "d", "text": "t"}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"corpus\.jsonl:2: not"):
+        list(open_collection(str(tmp_path)).docs())

@@ -72,7 +72,7 @@ WORDS_OF_QUERIES = [word for word in WORDS.split() if len(word) > 2]
 def test_rerank_refuses_what_it_cannot_do(model, backbones, tmp_path):
     collection, run = make_collection(tmp_path / "collection"), make_run(tmp_path)
     out = tmp_path / "out.run"
-    with pytest.raises(InputError, match="cannot be used"):
+    with pytest.raises(InputError, match="nowhere: no such folder"):
         rerank(words_for(str(tmp_path / "nowhere"), collection, run, out))
     with pytest.raises(InputError, match="share no query"):
         (tmp_path / "other.run").write_text("x Q0 d1 1 1 t\n")
