@@ -62,6 +62,19 @@ def _text_writer(raw, close: bool = True) -> Iterator[IO[str]]:
 
 
 @contextmanager
+def _partial_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path`, and remove what is left of it at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
 def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Give a folder to fill that appears as `path` only when the block ends without an error.
 
@@ -72,17 +85,11 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         raise InputError(f"{path}: is a file; name a folder to write")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise InputError(f"{path}: exists and is not empty; choose another name or pass --overwrite")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with _partial_folder(path) as partial:
         yield partial
         if path.exists():
             shutil.rmtree(path)
         os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -91,19 +98,13 @@ def shared_folder(path: Path) -> Iterator[Path]:
 
     Whoever asks for the same path fills it with the same content: where another process was first, its folder stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with _partial_folder(path) as partial:
         yield partial
         try:
             os.replace(partial, path)
         except OSError:
             if not path.is_dir():
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
