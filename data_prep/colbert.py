@@ -96,9 +96,11 @@ class ColbertSearcher:
         if self.engine == "plaid":
             threads = torch.get_num_threads()
             # a query a thread: its many small products are not worth sharing, and no bit depends on how many threads
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                yield from pool.map(lambda query: self._search_compressed(query, depth), queries)
-            torch.set_num_threads(threads)  # the setting is one for all threads
+            try:
+                with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                    yield from pool.map(lambda query: self._search_compressed(query, depth), queries)
+            finally:
+                torch.set_num_threads(threads)  # the setting is one for all threads
             return
         if self.engine == "fast-plaid":
             for rows, scores in self.fast_plaid.search(queries, depth):
