@@ -285,10 +285,13 @@ class SplitAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        queries, keys, values, shared_keys, shared_values, output, lse = ctx.saved_tensors
+        # in bfloat16 the kernel takes three times as long as in float32, of which the copies are a small part
+        dtype = _accurate(grad.dtype)
+        saved = [states.to(dtype) for states in ctx.saved_tensors]
+        queries, keys, values, shared_keys, shared_values, output, lse = saved
         attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         chunk, layout, cls_only = ctx.chunk, ctx.chunk.layout, ctx.cls_only
-        grad = grad.contiguous()
+        given, grad = grad.dtype, grad.to(dtype).contiguous()
         grads = [torch.zeros_like(states) for states in (queries, keys, values, shared_keys, shared_values)]
         grad_queries, grad_keys, grad_values, grad_shared_keys, grad_shared_values = grads
 
@@ -320,7 +323,7 @@ class SplitAttention(torch.autograd.Function):
                 by_passage(grad_queries[rows], 1).add_(dq)
                 by_passage(grad_shared_keys[shared], 1).copy_(dk)
                 by_passage(grad_shared_values[shared], 1).copy_(dv)
-        return *grads, None, None, None
+        return *(states.to(given) for states in grads), None, None, None
 
 
 def plain_attention(

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Chunk, InteractionTokens, SetLayout
-from .cpu_linear import OneDnnLinear, is_faster
+from .cpu_linear import OneDnnLinear, is_faster, widening
 
 
 class ChunkedLayer:
@@ -60,7 +60,7 @@ class ChunkedLayer:
             # a recomputed chunk must find its own layout, and its shared states must be arguments to get a gradient
             self.chunk = chunk.with_shared(*shared) if isinstance(chunk, Chunk) and shared else chunk
             self.chunk.is_used, self.chunk.cls_only = False, self.is_last
-            with linear_layers(states):
+            with linear_layers(self, states):  # type: ignore[arg-type]
                 output = super(ChunkedLayer, self).forward(states, *args, set_layout=self.chunk, **kwargs)  # type: ignore[misc]
             if not self.chunk.is_used:
                 raise RuntimeError(
@@ -75,10 +75,10 @@ class ChunkedLayer:
         return run(hidden_states[:, rows], *shared)
 
 
-def linear_layers(states: Tensor) -> AbstractContextManager:
+def linear_layers(layer: nn.Module, states: Tensor) -> AbstractContextManager:
     """Return the context in which a layer's products are computed by the faster library, where there is a choice."""
     is_choice = states.device.type == "cpu" and not torch.is_grad_enabled() and is_faster()
-    return OneDnnLinear() if is_choice else nullcontext()
+    return OneDnnLinear(widening(layer)) if is_choice else nullcontext()
 
 
 def take_rows(value: Any, rows: slice | Tensor, tokens: int) -> Any:
