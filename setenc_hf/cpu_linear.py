@@ -52,7 +52,7 @@ def widening(layer: nn.Module) -> nn.Linear | None:
     """Return the linear layer of a BERT-like layer that widens its states, where it is as built and GELU follows it."""
     intermediate: Any = getattr(layer, "intermediate", None)
     dense = getattr(intermediate, "dense", None)
-    activation = getattr(intermediate, "intermediate_act_fn", None)
+    activation: Any = getattr(intermediate, "intermediate_act_fn", None)
     if type(dense) is not nn.Linear or type(activation) is not GELUActivation:
         return None  # an adapter's layer adds its own to the output
     if activation.act is not nn.functional.gelu or dense._forward_hooks:

@@ -78,7 +78,8 @@ def test_bfloat16_as_close_as_torchs_own(layer, calls):
     layer.bfloat16()
     with OneDnnLinear(widening(layer)):
         found = layer.intermediate(states.bfloat16())
-    assert calls == ["gelu"] and found.dtype == torch.bfloat16
+    assert calls == ["gelu"]
+    assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)
 
 
@@ -98,9 +99,8 @@ def test_few_rows_mixed_types_and_autocast_are_left_to_torch(layer, calls):
 
 @torch.no_grad()
 def test_an_activation_that_never_came_is_an_error(layer):
-    with pytest.raises(RuntimeError, match="did not go through GELU"):
-        with OneDnnLinear(widening(layer)):
-            layer.intermediate.dense(torch.ones(1, 100, 48))
+    with pytest.raises(RuntimeError, match="did not go through GELU"), OneDnnLinear(widening(layer)):
+        layer.intermediate.dense(torch.ones(1, 100, 48))
 
 
 def test_what_is_not_as_built_is_not_widened_with_its_activation(layer):
@@ -124,7 +124,8 @@ def test_only_where_nothing_is_differentiated(layer, monkeypatch):
     assert not isinstance(linear_layers(layer, states), OneDnnLinear)
     with torch.no_grad():
         context = linear_layers(layer, states)
-        assert isinstance(context, OneDnnLinear) and context.widened is layer.intermediate.dense.weight
+        assert isinstance(context, OneDnnLinear)
+        assert context.widened is layer.intermediate.dense.weight
         monkeypatch.setattr(chunking, "is_faster", lambda: False)
         assert not isinstance(linear_layers(layer, states), OneDnnLinear)
 

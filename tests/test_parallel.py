@@ -183,6 +183,24 @@ def test_a_process_killed_while_it_saves_resumes_from_the_checkpoint_before(reci
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_killed_at_a_step_two_processes_resume_to_the_same_weights(recipe, tmp_path, stage):
+    words = [recipe, "--load_best_model_at_end", "false", "--eval_strategy", "no", "--eval_on_start", "false"]
+    if stage:  # else plain DDP
+        pytest.importorskip("deepspeed")
+        (tmp_path / "zero.json").write_text(json.dumps(ZERO3 | {"zero_optimization": {"stage": stage}}))
+        words += ["--deepspeed", str(tmp_path / "zero.json")]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    launch(2, [*words, "--output_dir", str(whole)])
+    launch(2, [*words, "--output_dir", str(cut)], kill="training_step:5")
+    assert not (cut / "model.safetensors").exists()
+    assert (cut / "checkpoint-4").exists()
+    launch(2, [*words, "--output_dir", str(cut), "--resume_from_checkpoint", "auto"])
+    assert history(cut, "loss") == history(whole, "loss")
+    assert_equal_weights(cut, whole)
+
+
+@pytest.mark.slow
 def test_zero3_killed_at_a_step_resumes_to_the_same_weights(recipe, tmp_path):
     pytest.importorskip("deepspeed")
     words = [recipe, "--deepspeed", str(Path(recipe).with_name("zero3.json"))]
