@@ -1,6 +1,6 @@
 """LoRA against full fine-tuning: TREC DL 2021's lists are learnt, DL 2019's BM25 run is re-ranked.
 
-    python -m benchmarks.adapters --data D --output O [--steps 40] [--arms full lora] [--only train rerank]
+    python -m benchmarks.adapters --data D --output O [--model M] [--steps 120] [--arms full lora] [--only train rerank]
 
 `D` holds `dl19` and `dl21`, each a collection with `runs/bm25.run`. What `O` holds already is not done again, so that
 arms and steps may be run one by one; the table at the end has all that are there.
@@ -27,6 +27,7 @@ ARMS = {
     "full": ["--learning_rate", "1e-4"],
     "lora": ["--learning_rate", "1e-3", "--peft", "lora", "--peft_config", '{"r": 16, "lora_alpha": 32}'],
 }
+START = "before"  # the model that both start from
 MEASURES = ("nDCG@10", "MRR@10")
 
 
@@ -60,14 +61,20 @@ def train(arm: str, args: argparse.Namespace, output: Path) -> dict[str, float]:
     recipe.pop("eval_samples")
     path = output / "recipe.json"
     path.write_text(json.dumps(recipe), "utf-8")
-    return run("setenc_hf.train", str(path), "--model", backbone(), *options, *ARMS[arm])
+    return run("setenc_hf.train", str(path), "--model", args.model or backbone(), *options, *ARMS[arm])
 
 
 def rerank(arm: str, args: argparse.Namespace, output: Path) -> dict[str, float]:
     """Re-rank DL 2019 with one arm; return what it took."""
     dl19 = Path(args.data) / "dl19"
     return run(
-        *("setenc_hf.rerank", "--model", str(output / arm), "--run", str(dl19 / "runs/bm25.run")),
+        *(
+            "setenc_hf.rerank",
+            "--model",
+            args.model if arm == START else str(output / arm),
+            "--run",
+            str(dl19 / "runs/bm25.run"),
+        ),
         *("--collection", str(dl19), "--dtype", "float32", "--output", str(output / f"{arm}.run")),
     )
 
@@ -84,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--data", required=True, help="folder with dl19 and dl21")
     add("--output", required=True, help="folder for models and runs")
-    add("--steps", type=int, default=40, help="steps of 4 lists (default: %(default)s)")
+    add("--model", help="what to fine-tune: a Set-Encoder that has learnt to rank, or a backbone (all-MiniLM-L6-v2)")
+    add("--steps", type=int, default=120, help="steps of 4 lists (default: %(default)s)")
     add("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     add("--only", nargs="+", choices=["train", "rerank"], default=["train", "rerank"], help="do these steps now")
     args = parser.parse_args(argv)
@@ -93,19 +101,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not (output / "dl21").exists():
         source = ("--run", str(data / "dl21/runs/bm25.run"), "--collection", str(data / "dl21"))
         run("data_prep.build_samples", *source, "--labels", "relevance", "--output", str(output / "dl21"))
-    for arm in args.arms:
+    for arm in ([START] if args.model else []) + args.arms:
         path = output / f"{arm}.json"
         figures = json.loads(path.read_text("utf-8")) if path.exists() else {"steps": args.steps}
-        for step in (train, rerank):
+        for step in (rerank,) if arm == START else (train, rerank):
             if step.__name__ not in figures and step.__name__ in args.only:
                 figures[step.__name__] = step(arm, args, output)
                 path.write_text(json.dumps(figures), "utf-8")
     print(f"\n| | steps | {' | '.join(MEASURES)} | trained weights | saved, MB | training, CPU s | re-ranking, CPU s |")
     print("| --- " * 8 + "|")
     print(f"| BM25 | | {measure(data, data / 'dl19/runs/bm25.run')} | | | | |")
-    for arm in ARMS:
+    for arm in (START, *ARMS):
         if (output / f"{arm}.run").exists():
             figures = json.loads((output / f"{arm}.json").read_text("utf-8"))
+            if arm == START:
+                seconds = f"{figures['rerank']['cpu_seconds']:.0f}"
+                print(f"| {arm} | | {measure(data, output / f'{arm}.run')} | | | | {seconds} |")
+                continue
             count, size = weights(output / arm)
             print(
                 f"| {arm} | {figures['steps']} | {measure(data, output / f'{arm}.run')} | {count:,} | "

@@ -23,9 +23,8 @@ STAGES = Path(__file__).parents[1] / "recipes" / "deepspeed"
 SETUPS = {  # processes, DeepSpeed's configuration
     "1 process": (1, None),
     "DDP, 2 processes": (2, None),
-    "ZeRO-1, 2 processes": (2, "zero1.json"),
-    "ZeRO-2, 2 processes": (2, "zero2.json"),
-    "ZeRO-3, 2 processes": (2, "zero3.json"),
+    **{f"ZeRO-{stage}, 1 process": (1, f"zero{stage}.json") for stage in (1, 2, 3)},
+    **{f"ZeRO-{stage}, 2 processes": (2, f"zero{stage}.json") for stage in (1, 2, 3)},
 }
 STEPS = 50
 PROCESS = """
