@@ -14,10 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
-from setenc_hf.files import atomic_file
+
+from .report import write_report
 
 SIZES = (10, 50, 100, 200, 400)
 TOKENS = 256
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="a plain backbone: folder or hub id")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help=f"passages of a list, {TOKENS} tokens each")
     parser.add_argument("--limit", type=float, default=14, help="GiB at which a step is given up")
-    parser.add_argument("--output", help="file for the table, beside what is printed")
+    parser.add_argument("--output", help="document for the table, between its marks, beside what is printed")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
@@ -99,8 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines.append(f"| {size} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     if args.output:
-        with atomic_file(args.output) as table:
-            table.write("\n".join(lines) + "\n")
+        write_report(Path(args.output), "\n".join(lines), "memory.py")
 
 
 if __name__ == "__main__":

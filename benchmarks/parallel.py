@@ -17,7 +17,8 @@ from pathlib import Path
 
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
-from setenc_hf.files import atomic_file
+
+from .report import write_report
 
 STAGES = Path(__file__).parents[1] / "recipes" / "deepspeed"
 SETUPS = {  # processes, DeepSpeed's configuration
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="a plain backbone: folder or hub id")
     parser.add_argument("--samples", required=True, help="listwise samples with labels of relevance")
     parser.add_argument("--setups", nargs="+", choices=SETUPS, default=list(SETUPS), help="which rows, all by default")
-    parser.add_argument("--output", help="file for the table, beside what is printed")
+    parser.add_argument("--output", help="document for the table, between its marks, beside what is printed")
     args = parser.parse_args(argv)
     lines = [
         f"| set-up | loss of step {STEPS} | seconds a step | peak of each process, MiB |",
@@ -103,8 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines.append(f"| {name} | {loss:.6f} | {seconds:.3f} | {' + '.join(f'{peak:,.0f}' for peak in peaks)} |")
         print(lines[-1], flush=True)
     if args.output:
-        with atomic_file(args.output) as table:
-            table.write("\n".join(lines) + "\n")
+        write_report(Path(args.output), "\n".join(lines), "parallel.py")
 
 
 if __name__ == "__main__":

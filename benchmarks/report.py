@@ -8,8 +8,6 @@ from typing import NamedTuple
 from setenc_hf.errors import InputError
 from setenc_hf.files import atomic_file
 
-BEGIN, END = "<!-- begin: speed.py -->", "<!-- end: speed.py -->"
-
 
 class Spread(NamedTuple):
     """The least, the middle and the most of several measurements."""
@@ -43,14 +41,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_report(path: Path, text: str) -> None:
+def marks(name: str) -> tuple[str, str]:
+    """Return the lines of a document between which the report of a benchmark, such as `speed.py`, is written."""
+    return f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+
+
+def write_report(path: Path, text: str, name: str) -> None:
     """Write a report: between the two marks of a document that has them, else as a file of its own."""
     whole = text + "\n"
     if path.exists():
+        begin, end = marks(name)
         document = path.read_text("utf-8")
-        if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-            raise InputError(f"{path}: exists, and has no lines {BEGIN!r} and {END!r} to write between")
-        head, rest = document.split(BEGIN)
-        whole = f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+        if document.count(begin) != 1 or document.count(end) != 1 or document.index(begin) > document.index(end):
+            raise InputError(f"{path}: exists, and has no lines {begin!r} and {end!r} to write between")
+        head, rest = document.split(begin)
+        whole = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
     with atomic_file(path) as file:
         file.write(whole)

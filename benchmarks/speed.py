@@ -327,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = render(results)
     print(text)
     if args.markdown:
-        write_report(args.markdown, text)
+        write_report(args.markdown, text, "speed.py")
     if args.plot and "cost" in results:
         draw_cost(results["cost"], args.plot)
 

@@ -11,7 +11,7 @@ import torch
 from benchmarks.environments import PEERS, fingerprint, torch_requirement
 from benchmarks.flops import count_tokens, cut_texts, linear_flops, open_tokenizer, packed_tokens
 from benchmarks.folders import save_lightning_ir, save_set_encoder
-from benchmarks.report import BEGIN, END, Spread, ratios, table, write_report
+from benchmarks.report import Spread, marks, ratios, table, write_report
 from benchmarks.speed import parse
 from benchmarks.speed_report import draw_cost, render
 from setenc_hf.errors import InputError
@@ -97,13 +97,16 @@ def test_table():
 
 def test_a_report_goes_between_the_marks_and_nowhere_else(tmp_path):
     document = tmp_path / "README.md"
-    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_report(document, "new")
-    write_report(document, "newer")
-    assert document.read_text() == f"before\n{BEGIN}\nnewer\n{END}\nafter\n"
+    begin, end = marks("speed.py")
+    document.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    write_report(document, "new", "speed.py")
+    write_report(document, "newer", "speed.py")
+    assert document.read_text() == f"before\n{begin}\nnewer\n{end}\nafter\n"
+    with pytest.raises(InputError, match="memory.py"):  # another report's place is not this one's
+        write_report(document, "new", "memory.py")
     (tmp_path / "other.md").write_text("someone's text\n")
     with pytest.raises(InputError, match="write between"):
-        write_report(tmp_path / "other.md", "new")
+        write_report(tmp_path / "other.md", "new", "speed.py")
     assert (tmp_path / "other.md").read_text() == "someone's text\n"
 
 
