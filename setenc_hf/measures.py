@@ -16,7 +16,7 @@ Scores = Mapping[str, Mapping[str, float]]  # query_id -> doc_id -> score
 def parse_measures(names: Sequence[str]) -> dict[str, Any]:
     """Return the measures by these names, such as `nDCG@10`, `MRR@10`, `RR(rel=2)@10`, `P@10`, `R@100`, `AP`.
 
-    Raises `InputError` for a name that is no measure of `ir_measures`.
+    Raises `InputError` for a name that is no measure of `ir_measures`, or one that needs a package that is absent.
     """
     measures = {}
     for name in names:
@@ -26,6 +26,11 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
             raise InputError(
                 f"{name!r} is no measure of ir_measures ({error}); for example nDCG@10, MRR@10, R@100"
             ) from None
+        pipeline = ir_measures.DefaultPipeline
+        if not pipeline.supports(measures[name]):
+            able = (provider for provider in pipeline.providers if provider.supports(measures[name]))
+            how = " or ".join(filter(None, (provider.install_instructions() for provider in able)))
+            raise InputError(f"{name!r} needs a package that is not installed: {how or 'none is known'}")
     return measures
 
 

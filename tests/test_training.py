@@ -187,6 +187,13 @@ def test_a_resumed_run_is_the_uninterrupted_run(backbones, samples, tmp_path, wo
         assert torch.equal(resumed.model.state_dict()[name], weight), name
 
 
+def test_a_measure_whose_package_is_absent_is_refused_by_its_name(monkeypatch):
+    absent = next(one for one in ir_measures.DefaultPipeline.providers if one.NAME == "pyndeval")
+    monkeypatch.setattr(type(absent), "is_available", lambda self: False)
+    with pytest.raises(InputError, match=r"'alpha_nDCG@10' needs a package .*: pip install ir-measures\[pyndeval\]"):
+        parse_measures(["nDCG@10", "alpha_nDCG@10"])
+
+
 def test_evaluation_reranks_whole_lists_and_measures_over_all_judgements(backbones, samples, tmp_path):
     trainer = make_trainer(backbones["bert"], samples, tmp_path)
     metrics = trainer.evaluate()
