@@ -36,24 +36,31 @@ class ChunkedLayer:
                 "a layer was called without a layout: call the model through SetEncoderForReranking, not its encoder"
             )
         shared: tuple[Tensor, ...] = ()
+        tokens = hidden_states.shape[1]
         if len(set_layout.chunks) > 1 and set_layout.interaction != "none":
             interaction = InteractionTokens(set_layout)
-            self._run(hidden_states, args, kwargs, interaction, set_layout.first_rows)
+            rows = set_layout.first_rows
+            self._run(hidden_states[:, rows], args, kwargs, interaction, rows, tokens)
             shared = interaction.shared or ()
-        outputs = [self._run(hidden_states, args, kwargs, chunk, chunk.tokens, *shared) for chunk in set_layout.chunks]
+        # one split, not a slice a chunk: the gradient of a slice is as long as the whole batch
+        parts = hidden_states.split([chunk.tokens.stop - chunk.tokens.start for chunk in set_layout.chunks], dim=1)
+        outputs = [
+            self._run(part, args, kwargs, chunk, chunk.tokens, tokens, *shared)
+            for part, chunk in zip(parts, set_layout.chunks, strict=True)
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     def _run(
         self,
-        hidden_states: Tensor,
+        states: Tensor,
         args: tuple,
         kwargs: dict[str, Any],
         chunk: Chunk | InteractionTokens,
         rows: slice | Tensor,
+        tokens: int,
         *shared: Tensor,
     ) -> Tensor:
-        """Run the backbone's own layer on some rows of the packed batch."""
-        tokens = hidden_states.shape[1]
+        """Run the backbone's own layer on `states`, which are some rows of the packed batch of so many tokens."""
         args, kwargs = take_rows(args, rows, tokens), take_rows(kwargs, rows, tokens)
 
         def run(states: Tensor, *shared: Tensor) -> Tensor:
@@ -71,8 +78,8 @@ class ChunkedLayer:
             return output[:, self.chunk.cls_rows] if is_whole else output
 
         if self.gradient_checkpointing and self.training and isinstance(chunk, Chunk):
-            return self._gradient_checkpointing_func(run, hidden_states[:, rows], *shared)
-        return run(hidden_states[:, rows], *shared)
+            return self._gradient_checkpointing_func(run, states, *shared)
+        return run(states, *shared)
 
 
 def linear_layers(layer: nn.Module, states: Tensor) -> AbstractContextManager:

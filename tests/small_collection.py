@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 from conftest import WORDS
+from data_prep.build_samples import main as build_samples
 
 
 def make_collection(folder: Path, queries: int = 6, passages: int = 40, seed: int = 0) -> Path:
@@ -34,4 +35,16 @@ def make_run(folder: Path, name: str = "first.run", depth: int = 12, queries: in
         docs = draw.sample(range(40), depth)
         lines += [f"q{n} Q0 d{doc} {rank} {depth - rank} t\n" for rank, doc in enumerate(docs, start=1)]
     (folder / name).write_text("".join(lines))
+    return folder / name
+
+
+def make_samples(folder: Path, name: str, seed: int = 0, queries: int = 6, has_own_queries: bool = False) -> Path:
+    """Listwise samples with labels of relevance, `folder / name`; own queries are none of another collection's."""
+    collection = make_collection(folder / f"{name}-collection", seed=seed)
+    if has_own_queries:
+        lines = (f"q{n}\tthe {word} of {name}\n" for n, word in enumerate("abcdef"))
+        (collection / "queries.tsv").write_text("".join(lines))
+    run = make_run(collection, queries=queries, seed=seed)
+    words = ["--collection", str(collection), "--labels", "relevance", "--output", str(folder / name)]
+    build_samples(["--run", str(run), *words])
     return folder / name

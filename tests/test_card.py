@@ -8,26 +8,19 @@ import pytest
 import transformers.utils.hub
 from huggingface_hub import HfApi, ModelCard
 
-from data_prep.build_samples import main as build_samples
 from fake_hub import FakeHub
 from setenc_hf.measures import mean, parse_measures, per_query, run_scores
 from setenc_hf.modeling import SetEncoderForReranking
 from setenc_hf.train import main as train
 from setenc_hf.trec import read_lists, read_qrels
-from small_collection import make_collection, make_run
+from small_collection import make_samples
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("samples")
-    for name, seed in (("train", 0), ("dev", 7)):
-        collection = make_collection(folder / f"{name}-collection", seed=seed)
-        if name == "dev":
-            lines = (f"q{n}\tthe {word} of dev\n" for n, word in enumerate("abcdef"))
-            (collection / "queries.tsv").write_text("".join(lines))
-        run = make_run(collection, seed=seed)
-        words = ["--collection", str(collection), "--labels", "relevance", "--output", str(folder / name)]
-        build_samples(["--run", str(run), *words])
+    make_samples(folder, "train")
+    make_samples(folder, "dev", seed=7, has_own_queries=True)
     return folder
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_prep.build_samples import main as build_samples
 from setenc_hf.checkpoints import last_checkpoint, missing_files, rotate, seal
 from setenc_hf.errors import InputError
 from setenc_hf.lists import EvaluationLists, ListwiseCollator
@@ -20,7 +19,7 @@ from setenc_hf.modeling import SetEncoderForReranking
 from setenc_hf.samples import ListwiseSamples
 from setenc_hf.tokenization import SetEncoderTokenizer
 from setenc_hf.train import main as train
-from small_collection import make_collection, make_run
+from small_collection import make_samples
 
 # what every process runs: the command, and its death at a step, in the middle of it or of writing its checkpoint
 COMMAND = """
@@ -63,13 +62,7 @@ def recipe(backbones, tmp_path_factory) -> str:
     """A recipe over six lists, evaluated on two sets of five and three, an odd number for two processes."""
     folder = tmp_path_factory.mktemp("parallel")
     for seed, (name, queries) in enumerate({"train": 6, "one": 5, "two": 3}.items()):
-        collection = make_collection(folder / f"{name}-collection", seed=seed)
-        if name != "train":
-            lines = (f"q{n}\tthe {word} of {name}\n" for n, word in enumerate("abcdef"))
-            (collection / "queries.tsv").write_text("".join(lines))
-        run = make_run(collection, queries=queries, seed=seed)
-        words = ["--collection", str(collection), "--labels", "relevance", "--output", str(folder / name)]
-        build_samples(["--run", str(run), *words])
+        make_samples(folder, name, seed, queries, has_own_queries=name != "train")
     (folder / "zero3.json").write_text(json.dumps(ZERO3))
     values = {
         "model": backbones["bert"],

@@ -21,20 +21,14 @@ from setenc_hf.scoring import QueryPassages, score_lists
 from setenc_hf.tokens import SampleTokens
 from setenc_hf.train import main as train
 from setenc_hf.trainer import ListwiseTrainer, ListwiseTrainingArguments
-from small_collection import make_collection, make_run
+from small_collection import make_collection, make_run, make_samples
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("samples")
-    for name, seed in (("train", 0), ("dev", 7)):
-        collection = make_collection(folder / f"{name}-collection", seed=seed)
-        if name == "dev":
-            queries = collection / "queries.tsv"
-            queries.write_text("".join(f"q{n}\tthe {word} of dev\n" for n, word in enumerate("abcdef")))
-        run = make_run(collection, seed=seed)
-        words = ["--collection", str(collection), "--labels", "relevance", "--output", str(folder / name)]
-        build_samples(["--run", str(run), *words])
+    make_samples(folder, "train")
+    make_samples(folder, "dev", seed=7, has_own_queries=True)
     return folder
 
 
