@@ -1,6 +1,6 @@
 """LoRA against full fine-tuning: TREC DL 2021's lists are learnt, DL 2019's BM25 run is re-ranked.
 
-    python -m benchmarks.adapters --data D --output O [--model M] [--steps 120] [--arms full lora] [--only train rerank]
+    python -m benchmarks.adapters --data D --output O [--model M] [--steps 60] [--arms full lora] [--only train rerank]
 
 `D` holds `dl19` and `dl21`, each a collection with `runs/bm25.run`. What `O` holds already is not done again, so that
 arms and steps may be run one by one; the table at the end has all that are there.
@@ -24,8 +24,8 @@ from setenc_hf.measures import mean, parse_measures, per_query, run_scores
 from setenc_hf.trec import read_lists, read_qrels
 
 ARMS = {
-    "full": ["--learning_rate", "1e-4"],
-    "lora": ["--learning_rate", "1e-3", "--peft", "lora", "--peft_config", '{"r": 16, "lora_alpha": 32}'],
+    "full": ["--learning_rate", "5e-5"],
+    "lora": ["--learning_rate", "5e-4", "--peft", "lora", "--peft_config", '{"r": 16, "lora_alpha": 32}'],
 }
 START = "before"  # the model that both start from
 MEASURES = ("nDCG@10", "MRR@10")
@@ -55,9 +55,10 @@ def train(arm: str, args: argparse.Namespace, output: Path) -> dict[str, float]:
     """Train one arm; return what it took."""
     options = ["--max_steps", str(args.steps), "--warmup_steps", str(max(args.steps // 10, 1)), "--overwrite_output"]
     options += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-    options += ["--report_to", "none", "--train_samples", str(output / "dl21"), "--output_dir", str(output / arm)]
+    options += ["--report_to", "none", "--bf16", "true"]
+    options += ["--train_samples", str(output / "dl21"), "--output_dir", str(output / arm)]
     # the recipe names samples to evaluate on; here the measures are of the re-ranked run
-    recipe = json.loads(Path("recipes/minilm-stage1.json").read_text("utf-8"))
+    recipe = json.loads(Path("recipes/minilm-stage2.json").read_text("utf-8"))
     recipe.pop("eval_samples")
     path = output / "recipe.json"
     path.write_text(json.dumps(recipe), "utf-8")
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--data", required=True, help="folder with dl19 and dl21")
     add("--output", required=True, help="folder for models and runs")
     add("--model", help="what to fine-tune: a Set-Encoder that has learnt to rank, or a backbone (all-MiniLM-L6-v2)")
-    add("--steps", type=int, default=120, help="steps of 4 lists (default: %(default)s)")
+    add("--steps", type=int, default=60, help="steps of 2 lists, 32 passages of each (default: %(default)s)")
     add("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     add("--only", nargs="+", choices=["train", "rerank"], default=["train", "rerank"], help="do these steps now")
     args = parser.parse_args(argv)
