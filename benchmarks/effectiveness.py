@@ -4,7 +4,7 @@
 
 DATA holds `msmarco-dev`, `trec-dl/dl19`, `trec-dl/dl21` and `trec-dl/dl22` (queries, corpus, qrels, runs). What is
 finished under `O` is not done again, so that an interrupted benchmark goes on and systems can be added one by one.
-`--markdown FILE` writes the tables there. Settings are those of `recipes/minilm-*.json`.
+`--markdown FILE` writes the tables there, between its marks. Settings are those of `recipes/minilm-*.json`.
 """
 
 import argparse
@@ -17,13 +17,12 @@ from pathlib import Path
 
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
-from setenc_hf.files import atomic_file
 from setenc_hf.measures import compare, mean, parse_measures, per_query, run_scores
 from setenc_hf.trec import read_lists, read_qrels
 
 from .environments import PEERS
 from .folders import backbone
-from .report import table
+from .report import table, write_report
 
 ROOT = Path(__file__).parents[1]
 OURS = {"set-encoder": "int", "pointwise": "none"}  # what `interaction` makes of the same code
@@ -200,8 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = f"{bench.main_table()}\n\n{bench.depth_table()}"
     print(text)
     if args.markdown:
-        with atomic_file(args.markdown) as file:
-            file.write(text + "\n")
+        write_report(args.markdown, text, "effectiveness.py")
 
 
 if __name__ == "__main__":
