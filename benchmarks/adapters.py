@@ -55,7 +55,7 @@ def train(arm: str, args: argparse.Namespace, output: Path) -> dict[str, float]:
     """Train one arm; return what it took."""
     options = ["--max_steps", str(args.steps), "--warmup_steps", str(max(args.steps // 10, 1)), "--overwrite_output"]
     options += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-    options += ["--report_to", "none", "--bf16", "true"]
+    options += ["--report_to", "none", "--bf16", "true", "--sampling", "random", "--loss_temperature", "1"]
     options += ["--train_samples", str(output / "dl21"), "--output_dir", str(output / arm)]
     # the recipe names samples to evaluate on; here the measures are of the re-ranked run
     recipe = json.loads(Path("recipes/minilm-stage2.json").read_text("utf-8"))

@@ -31,17 +31,16 @@ FIRST_STAGES = ("bm25", "splade-pp", "webis-colbert")
 DEPTHS = (10, 20, 50, 100, 200)  # passages re-ranked of the judged pools, by BM25's order
 POOL = "judged-pool-bm25"
 MEASURES = ("nDCG@10", "MRR@10")
-SAMPLES = {
-    "msmarco": "--run {d}/msmarco-dev/runs/bm25-top20.train.run {d}/msmarco-dev/runs/mined.train.run "
-    "--collection {d}/msmarco-dev --qrels {d}/msmarco-dev/qrels.train.txt --labels relevance",
-    "dl21": "--run {d}/trec-dl/dl21/runs/bm25.run {d}/trec-dl/dl21/runs/splade-pp.run --collection {d}/trec-dl/dl21 "
-    "--labels relevance",
-    "dl22-teacher": "--run {d}/trec-dl/dl22/teacher-runs/fused-trec-systems.run --collection {d}/trec-dl/dl22 "
-    "--labels rank",
+SAMPLES = {  # {d}: the data, {o}: the output folder with the runs of `Bench.teachers`
+    "mined": "--run {o}/runs/mined.run --collection {d}/msmarco-dev --labels score",
+    "retrieved": "--run {o}/runs/retrieved.run --collection {d}/msmarco-dev --labels score",
+    "teacher": "--run {o}/runs/teacher.run --collection {d}/trec-dl/dl22 --labels rank --depth 250",
     "dev": "--run {d}/msmarco-dev/runs/bm25-top20.dev.run --collection {d}/msmarco-dev "
     "--qrels {d}/msmarco-dev/qrels.dev.txt --labels relevance",
+    "dl21": "--run {d}/trec-dl/dl21/runs/bm25.run --collection {d}/trec-dl/dl21 --labels relevance --no-add-relevant",
 }
-TRAINED_ON = {1: ("msmarco",), 2: ("dl22-teacher", "dl21")}  # by stage
+TRAINED_ON = {1: ("mined", "retrieved"), 2: ("teacher",)}  # by stage
+DEVELOPED_ON = ("dev", "dl21")
 
 
 def run(*words: object) -> None:
@@ -62,13 +61,35 @@ class Bench:
         self.overrides: list[str] = args.train
         self.environments = ["--environments", args.environments] if args.environments else []
 
+    def teachers(self) -> None:
+        """Make the runs whose scores and order are learned: the backbone's, and what stands below the strong systems'.
+
+        What a strong system leaves out tells as much as what it lists: behind the fused run come SPLADE++'s passages
+        and then BM25's, so that the order is of passages as a first stage finds them.
+        """
+        runs, msmarco, dl22 = self.output / "runs", self.data / "msmarco-dev", self.data / "trec-dl" / "dl22"
+        if not (runs / "mined.run").exists():
+            words: list[object] = [
+                "--model",
+                backbone(),
+                "--collection",
+                msmarco,
+                "--qrels",
+                msmarco / "qrels.train.txt",
+            ]
+            words += ["--run", *(msmarco / "runs" / f"{name}.train.run" for name in ("bm25-top20", "bing-top10"))]
+            run("benchmarks.backbone_teacher", *words, "--exclude", msmarco / "qrels.dev.txt", "--output", runs)
+        if not (runs / "teacher.run").exists():
+            words = [dl22 / "teacher-runs" / "fused-trec-systems.run", dl22 / "runs" / "splade-pp.run"]
+            words += [dl22 / "runs" / "bm25.run", "--method", "concatenate", "--output", runs / "teacher.run"]
+            run("data_prep.merge_runs", "--runs", *words)
+
     def samples(self) -> None:
         for name, words in SAMPLES.items():
             folder = self.output / "samples" / name
             if not folder.exists():
-                run(
-                    "data_prep.build_samples", *(word.format(d=self.data) for word in words.split()), "--output", folder
-                )
+                filled = (word.format(d=self.data, o=self.output) for word in words.split())
+                run("data_prep.build_samples", *filled, "--output", folder)
 
     def model(self, system: str, seed: int, stage: int) -> Path:
         return self.output / f"{system}-{seed}" / f"stage{stage}"
@@ -82,8 +103,10 @@ class Bench:
             start = backbone() if stage == 1 else self.model(system, seed, 1)
             words: list[object] = [f"recipes/minilm-stage{stage}.json", "--model", start, "--output_dir", folder]
             words += ["--train_samples", *(self.output / "samples" / name for name in TRAINED_ON[stage])]
-            words += ["--eval_samples", self.output / "samples" / "dev", "--seed", seed, "--report_to", "none"]
+            words += ["--eval_samples", *(self.output / "samples" / name for name in DEVELOPED_ON)]
+            words += ["--seed", seed, "--report_to", "none"]
             words += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
+            words += ["--metric_for_best_model", "dl21_nDCG@10"]  # of the samples' names here
             if system == "pointwise" and stage == 1:
                 words += ["--interaction", OURS[system]]
             if system in OURS:
@@ -187,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = Bench(args)
     if not (bench.dl19 / "qrels.txt").exists():
         raise InputError(f"{bench.dl19}: no qrels.txt there; --data names a folder with msmarco-dev and trec-dl/dl19")
+    bench.teachers()
     bench.samples()
     for seed in args.seeds:
         for system in args.systems:

@@ -45,13 +45,19 @@ class LightningIR:
         if training:
             set_attention_dropout(self.model, job["attention_dropout"])
             self.temperature = job["temperature"]
-            self.objective = {"infonce": lightning_ir.InfoNCE, "ranknet": lightning_ir.RankNet}[job["loss"]]()
+            losses = {
+                "infonce": lightning_ir.InfoNCE,
+                "ranknet": lightning_ir.RankNet,
+                "kl_divergence": lightning_ir.KLDivergence,
+            }
+            self.objective = losses[job["loss"]]()
+            self.scale = label_scale(job)
 
     def loss(self, lists: list[TextList]) -> Tensor:
         """Return the mean over lists of one size."""
         from lightning_ir import TrainBatch
 
-        labels = torch.tensor([item["labels"] for item in lists])
+        labels = torch.tensor([item["labels"] for item in lists]) * self.scale
         batch = TrainBatch([item["query"] for item in lists], [item["passages"] for item in lists], targets=labels)
         output = self.module(batch)
         output.scores = output.scores.view(labels.shape) / self.temperature
@@ -68,7 +74,11 @@ class LightningIR:
 
 
 class SentenceTransformers:
-    """sentence-transformers' CrossEncoder with its own RankNet, or its ListNet against the relevant passage alone."""
+    """sentence-transformers' CrossEncoder with its own RankNet, or its ListNet.
+
+    ListNet's target is a distribution: of the relevant passage alone for InfoNCE, of the teacher's scores for the KL
+    divergence, from which it differs by a constant.
+    """
 
     def __init__(self, job: dict[str, Any], training: bool) -> None:
         from sentence_transformers import CrossEncoder
@@ -78,13 +88,13 @@ class SentenceTransformers:
         self.model = CrossEncoder(job["model"], num_labels=1, max_length=length, device="cpu")
         if training:
             set_attention_dropout(self.model, job["attention_dropout"])
-            self.sharpness = SHARPNESS if job["loss"] == "infonce" else 1.0
-            loss = ListNetLoss if job["loss"] == "infonce" else RankNetLoss
+            self.scale = SHARPNESS if job["loss"] == "infonce" else label_scale(job)
+            loss = RankNetLoss if job["loss"] == "ranknet" else ListNetLoss
             self.objective = loss(self.model, activation_fn=Divide(job["temperature"]))
 
     def loss(self, lists: list[TextList]) -> Tensor:
         """Return the loss of lists of one size, as the library averages it."""
-        labels = [torch.tensor(item["labels"]) * self.sharpness for item in lists]
+        labels = [torch.tensor(item["labels"]) * self.scale for item in lists]
         return self.objective([[item["query"] for item in lists], [item["passages"] for item in lists]], labels)
 
     def scores(self, query: str, passages: list[str]) -> list[float]:
@@ -107,6 +117,11 @@ class Divide(nn.Module):
 
     def forward(self, scores: Tensor) -> Tensor:
         return scores / self.by
+
+
+def label_scale(job: dict[str, Any]) -> float:
+    """Return what labels are multiplied by: our KL divergence divides the teacher's scores by the temperature too."""
+    return 1 / job["temperature"] if job["loss"] == "kl_divergence" else 1.0
 
 
 def set_attention_dropout(model: nn.Module, value: float | None) -> None:

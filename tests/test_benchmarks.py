@@ -15,6 +15,7 @@ from benchmarks.report import Spread, marks, ratios, table, write_report
 from benchmarks.speed import parse
 from benchmarks.speed_report import draw_cost, render
 from setenc_hf.errors import InputError
+from small_collection import make_collection
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -222,6 +223,37 @@ def samples(tmp_path):
     return output
 
 
+def test_the_backbone_teaches_its_cosines_and_the_judgements(backbones, tmp_path):
+    from transformers import AutoModel, AutoTokenizer
+
+    from benchmarks.backbone_teacher import BONUS, SCALE, main
+    from benchmarks.bi_encoder import encode
+    from setenc_hf.trec import read_lists
+
+    folder = make_collection(tmp_path)
+    texts = {row["doc_id"]: row["text"] for row in map(json.loads, (folder / "corpus.jsonl").read_text().splitlines())}
+    queries = dict(line.split("\t") for line in (folder / "queries.tsv").read_text().splitlines())
+    taught, evaluated = list(queries)[:2]
+    relevant, other, *_ = texts
+    (tmp_path / "q.txt").write_text(f"{taught} 0 {relevant} 1\n{taught} 0 {other} 0\n{evaluated} 0 {other} 1\n")
+    (tmp_path / "e.txt").write_text(f"{evaluated} 0 {other} 1\n")
+    (tmp_path / "r.run").write_text(f"{taught} Q0 {other} 1 2 t\n{evaluated} Q0 {other} 1 2 t\n")
+    words = f"--model {backbones['bert']} --collection {folder} --qrels {tmp_path / 'q.txt'} --run {tmp_path / 'r.run'}"
+    main([*words.split(), "--exclude", str(tmp_path / "e.txt"), "--depth", "3", "--output", str(tmp_path / "out")])
+
+    model, tokenizer = (kind.from_pretrained(backbones["bert"]) for kind in (AutoModel, AutoTokenizer))
+    vectors = encode(model.eval(), tokenizer, [queries[taught], *texts.values()], 256)
+    cosines = dict(zip(texts, (vectors[1:] @ vectors[0]).tolist()))
+    expected = {doc_id: SCALE * cosines[doc_id] + BONUS * (doc_id == relevant) for doc_id in texts}
+    nearest = sorted(texts, key=lambda doc_id: -cosines[doc_id])[:3]
+    for name, doc_ids in (("mined", {*nearest, relevant}), ("retrieved", {other, relevant})):
+        ((query_id, lines),) = read_lists(tmp_path / "out" / f"{name}.run")
+        assert query_id == taught
+        assert {line.doc_id for line in lines} == doc_ids
+        for line in lines:
+            assert line.score == pytest.approx(expected[line.doc_id], abs=1e-5)
+
+
 def test_peers_see_the_lists_that_our_trainer_sees(samples, backbones, tmp_path):
     from benchmarks.peers import draw_lists
     from setenc_hf.train import load_data, load_model, parse
@@ -262,6 +294,21 @@ def test_peers_refuse_a_loss_that_they_have_not(samples, backbones, tmp_path):
     recipe.write_text(json.dumps({**settings, "loss": "listnet", "report_to": "none"}))
     with pytest.raises(InputError, match="infonce or ranknet"):
         draw_lists([str(recipe)])
+
+
+def test_peers_learn_the_same_distribution_as_the_kl_divergence():
+    from benchmarks.peer_worker import Divide, label_scale
+    from setenc_hf.losses import parse_loss
+
+    job = {"loss": "kl_divergence", "temperature": 0.25}
+    scores = torch.tensor([[0.3, -0.1, 0.7, 0.2]], requires_grad=True)
+    labels = torch.tensor([[1.5, 0.2, 0.9, 0.4]])
+    (ours,) = torch.autograd.grad(parse_loss("kl_divergence", 0.25)(scores, labels), scores)
+    target = (labels * label_scale(job)).softmax(-1)  # as sentence-transformers' ListNet makes it
+    cross_entropy = torch.nn.functional.cross_entropy(Divide(job["temperature"])(scores), target)
+    (theirs,) = torch.autograd.grad(cross_entropy, scores)
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    assert label_scale({"loss": "ranknet", "temperature": 0.25}) == 1
 
 
 @pytest.mark.parametrize("schedule", ["linear", "constant", "constant_with_warmup"])
