@@ -160,7 +160,7 @@ class Bench:
                         first,
                         f"{system}, stage {stage}",
                         *(f"{statistics.mean(mean(values[name]) for values in runs):.4f}" for name in MEASURES),
-                        f"{max(over) - min(over):.4f} of {len(seeds)}",
+                        f"{max(over) - min(over):.4f} of {len(seeds)}" if len(seeds) > 1 else "one seed",
                         f"{against.difference:+.3f} [{against.low:+.3f}, {against.high:+.3f}]",
                         f"{statistics.mean(self.seconds(system, seed, stage) for seed in seeds):.0f}",
                     ])  # fmt: skip
