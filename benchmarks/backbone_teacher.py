@@ -23,7 +23,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from setenc_hf.collection import open_collection
+from setenc_hf.collection import open_collection, query_key
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
 from setenc_hf.trec import read_lists, read_qrels, write_run
@@ -67,11 +67,6 @@ class Teacher:
         return [(doc_id, SCALE * cosine + BONUS * (doc_id in relevant)) for doc_id, cosine in zip(known, cosines)]
 
 
-def words(query: str) -> str:
-    """Return what makes a query the same as another one, as `setenc_hf.train` compares them."""
-    return query.strip().lower()
-
-
 def relevant_documents(qrels: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for judgement in read_qrels(qrels):
@@ -101,9 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     collection = open_collection(args.collection)
     texts, relevant = collection.queries(), relevant_documents(args.qrels)
     evaluated = {judgement.query_id for judgement in read_qrels(args.exclude)} if args.exclude else set()
-    excluded = {words(texts[query_id]) for query_id in evaluated & texts.keys()}
+    excluded = {query_key(texts[query_id]) for query_id in evaluated & texts.keys()}
     judged = [query_id for query_id in texts if query_id in relevant]
-    kept = [query_id for query_id in judged if words(texts[query_id]) not in excluded]
+    kept = [query_id for query_id in judged if query_key(texts[query_id]) not in excluded]
     if not kept:
         raise InputError(f"{args.qrels}: judges no query of {args.collection}")
     lists: dict[str, list[str]] = {}

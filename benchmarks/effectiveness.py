@@ -31,13 +31,26 @@ FIRST_STAGES = ("bm25", "splade-pp", "webis-colbert")
 DEPTHS = (10, 20, 50, 100, 200)  # passages re-ranked of the judged pools, by BM25's order
 POOL = "judged-pool-bm25"
 MEASURES = ("nDCG@10", "MRR@10")
-SAMPLES = {  # {d}: the data, {o}: the output folder with the runs of `Bench.teachers`
-    "mined": "--run {o}/runs/mined.run --collection {d}/msmarco-dev --labels score",
-    "retrieved": "--run {o}/runs/retrieved.run --collection {d}/msmarco-dev --labels score",
-    "teacher": "--run {o}/runs/teacher.run --collection {d}/trec-dl/dl22 --labels rank --depth 250",
-    "dev": "--run {d}/msmarco-dev/runs/bm25-top20.dev.run --collection {d}/msmarco-dev "
-    "--qrels {d}/msmarco-dev/qrels.dev.txt --labels relevance",
-    "dl21": "--run {d}/trec-dl/dl21/runs/bm25.run --collection {d}/trec-dl/dl21 --labels relevance --no-add-relevant",
+# What is prepared under the output folder {o} from the data {d} and the backbone {b}: a path, and the command that
+# makes it, or makes it last. What a strong system leaves out tells as much as what it lists: the teacher's order goes
+# on with SPLADE++'s passages and then BM25's, so that it is an order of passages as a first stage finds them.
+PREPARED = {
+    "runs/retrieved.run": "benchmarks.backbone_teacher --model {b} --collection {d}/msmarco-dev "
+    "--qrels {d}/msmarco-dev/qrels.train.txt --exclude {d}/msmarco-dev/qrels.dev.txt "
+    "--run {d}/msmarco-dev/runs/bm25-top20.train.run {d}/msmarco-dev/runs/bing-top10.train.run --output {o}/runs",
+    "runs/teacher.run": "data_prep.merge_runs --method concatenate --runs "
+    "{d}/trec-dl/dl22/teacher-runs/fused-trec-systems.run {d}/trec-dl/dl22/runs/splade-pp.run "
+    "{d}/trec-dl/dl22/runs/bm25.run --output {o}/runs/teacher.run",
+    "samples/mined": "data_prep.build_samples --run {o}/runs/mined.run --collection {d}/msmarco-dev --labels score "
+    "--output {o}/samples/mined",
+    "samples/retrieved": "data_prep.build_samples --run {o}/runs/retrieved.run --collection {d}/msmarco-dev "
+    "--labels score --output {o}/samples/retrieved",
+    "samples/teacher": "data_prep.build_samples --run {o}/runs/teacher.run --collection {d}/trec-dl/dl22 --labels rank "
+    "--depth 250 --output {o}/samples/teacher",
+    "samples/dev": "data_prep.build_samples --run {d}/msmarco-dev/runs/bm25-top20.dev.run --collection {d}/msmarco-dev "
+    "--qrels {d}/msmarco-dev/qrels.dev.txt --labels relevance --output {o}/samples/dev",
+    "samples/dl21": "data_prep.build_samples --run {d}/trec-dl/dl21/runs/bm25.run --collection {d}/trec-dl/dl21 "
+    "--labels relevance --no-add-relevant --output {o}/samples/dl21",
 }
 TRAINED_ON = {1: ("mined", "retrieved"), 2: ("teacher",)}  # by stage
 DEVELOPED_ON = ("dev", "dl21")
@@ -61,35 +74,11 @@ class Bench:
         self.overrides: list[str] = args.train
         self.environments = ["--environments", args.environments] if args.environments else []
 
-    def teachers(self) -> None:
-        """Make the runs whose scores and order are learned: the backbone's, and what stands below the strong systems'.
-
-        What a strong system leaves out tells as much as what it lists: behind the fused run come SPLADE++'s passages
-        and then BM25's, so that the order is of passages as a first stage finds them.
-        """
-        runs, msmarco, dl22 = self.output / "runs", self.data / "msmarco-dev", self.data / "trec-dl" / "dl22"
-        if not (runs / "mined.run").exists():
-            words: list[object] = [
-                "--model",
-                backbone(),
-                "--collection",
-                msmarco,
-                "--qrels",
-                msmarco / "qrels.train.txt",
-            ]
-            words += ["--run", *(msmarco / "runs" / f"{name}.train.run" for name in ("bm25-top20", "bing-top10"))]
-            run("benchmarks.backbone_teacher", *words, "--exclude", msmarco / "qrels.dev.txt", "--output", runs)
-        if not (runs / "teacher.run").exists():
-            words = [dl22 / "teacher-runs" / "fused-trec-systems.run", dl22 / "runs" / "splade-pp.run"]
-            words += [dl22 / "runs" / "bm25.run", "--method", "concatenate", "--output", runs / "teacher.run"]
-            run("data_prep.merge_runs", "--runs", *words)
-
-    def samples(self) -> None:
-        for name, words in SAMPLES.items():
-            folder = self.output / "samples" / name
-            if not folder.exists():
-                filled = (word.format(d=self.data, o=self.output) for word in words.split())
-                run("data_prep.build_samples", *filled, "--output", folder)
+    def prepare(self) -> None:
+        """Make the teachers' runs and the samples that are not there yet."""
+        for name, words in PREPARED.items():
+            if not (self.output / name).exists():
+                run(*(word.format(d=self.data, o=self.output, b=backbone()) for word in words.split()))
 
     def model(self, system: str, seed: int, stage: int) -> Path:
         return self.output / f"{system}-{seed}" / f"stage{stage}"
@@ -210,8 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = Bench(args)
     if not (bench.dl19 / "qrels.txt").exists():
         raise InputError(f"{bench.dl19}: no qrels.txt there; --data names a folder with msmarco-dev and trec-dl/dl19")
-    bench.teachers()
-    bench.samples()
+    bench.prepare()
     for seed in args.seeds:
         for system in args.systems:
             bench.train(system, seed)

@@ -26,6 +26,11 @@ class Doc(NamedTuple):
     text: str
 
 
+def query_key(text: str) -> str:
+    """Return what two queries have in common that ask the same in the same words."""
+    return text.strip().lower()
+
+
 class Collection:
     """What every source of passages, queries and judgements offers; `open_collection` makes one from its name."""
 

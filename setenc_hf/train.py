@@ -22,6 +22,7 @@ from transformers.trainer_pt_utils import get_model_param_count
 
 from .arguments import DataArguments, ModelArguments
 from .checkpoints import FILES, last_checkpoint, missing_files
+from .collection import query_key
 from .command import run_command
 from .distributed import check_launch, leave, start_deepspeed, wait_for_all
 from .dry_run import report
@@ -141,9 +142,9 @@ def check_labels(args: DataArguments, train: TrainingLists) -> None:
 
 def check_shared_queries(train: TrainingLists, evaluated: dict[str, EvaluationLists]) -> None:
     """Refuse an evaluation set with queries that are trained on: its figures would mean nothing."""
-    texts = {text.strip().lower() for samples in train.samples for text in samples.samples["query"]}
+    texts = {query_key(text) for samples in train.samples for text in samples.samples["query"]}
     for name, lists in evaluated.items():
-        shared = [text for text in lists.samples.samples["query"] if text.strip().lower() in texts]
+        shared = [text for text in lists.samples.samples["query"] if query_key(text) in texts]
         if shared:
             raise InputError(
                 f"evaluation set {name!r} shares {len(shared)} queries with the training samples (such as "
