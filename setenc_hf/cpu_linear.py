@@ -77,6 +77,16 @@ def has_bfloat16() -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def is_bfloat16_fast(device: torch.device) -> bool:
+    """Return whether a device has instructions for bfloat16; without them it is emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False  # not known: float32 is never a mistake
+    # not public yet
+    return any(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("amx_tile", "avx512_bf16"))
+
+
 @cache
 def is_faster() -> bool:
     """Return whether oneDNN is the better library here: where torch has it, and the processor is not Intel's."""

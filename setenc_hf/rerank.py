@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -117,21 +117,18 @@ def rerank(args: argparse.Namespace) -> None:
         print("  ".join(f"{name} {mean(queries):.4f}" for name, queries in values.items()))
 
 
-def choose_dtype(name: str, device: "object") -> "object":
+def choose_dtype(name: str, device: Any) -> Any:
     """Return the torch type of a name; `auto` is bfloat16 where the device multiplies it faster, else float32.
 
-    A CPU must have instructions for it: with AVX512-BF16 a list took .62 of the time in float32, on one without them
-    a linear layer took 1.8 times as long.
+    With AVX512-BF16 a list took .62 of the time in float32.
     """
     import torch
 
+    from .cpu_linear import is_bfloat16_fast
+
     if name != "auto":
         return getattr(torch, name)
-    if getattr(device, "type", "cpu") == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    # not public yet
-    has_any = any(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("amx_tile", "avx512_bf16"))
-    return torch.bfloat16 if has_any else torch.float32
+    return torch.bfloat16 if is_bfloat16_fast(device) else torch.float32
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

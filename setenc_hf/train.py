@@ -24,6 +24,7 @@ from .arguments import DataArguments, ModelArguments
 from .checkpoints import FILES, last_checkpoint, missing_files
 from .collection import query_key
 from .command import run_command
+from .cpu_linear import is_bfloat16_fast
 from .distributed import check_launch, leave, start_deepspeed, wait_for_all
 from .dry_run import report
 from .early_stopping import EarlyStopping, check_best_metric
@@ -224,6 +225,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     is_main = training.process_index == 0
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
     check_launch(training)
+    if training.bf16 and not is_bfloat16_fast(training.device):
+        logger.warning(
+            f"--bf16 on {training.device}, which has no instructions for bfloat16 and emulates it, many times slower "
+            "than float32: pass --bf16 false"
+        )
     start_deepspeed(training)
     with training.main_process_first(local=training.save_on_each_node, desc="looking for an earlier training"):
         checkpoint = prepare_output(data_args, training)

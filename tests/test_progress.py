@@ -95,6 +95,23 @@ def test_curves_are_drawn_or_one_line_says_why_not(tmp_path, monkeypatch, caplog
     assert not (tmp_path / "curves.png").exists()
 
 
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_bfloat16_that_the_processor_only_emulates_is_warned_of(
+    backbones,
+    samples,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    caplog,
+    is_fast,
+):
+    monkeypatch.setattr("setenc_hf.train.is_bfloat16_fast", lambda device: is_fast)
+    path = recipe(tmp_path, samples, backbones["bert"])
+    train([path, "--dry-run"])
+    train([path, "--dry-run", "--bf16", "true"])
+    said = [record.getMessage() for record in caplog.records if record.name == "setenc_hf.train"]
+    assert ["pass --bf16 false" in words for words in said] == [True] * (not is_fast)
+
+
 def test_a_dry_run_says_what_a_training_would_take_and_writes_nothing(backbones, samples, tmp_path, capsys):  # noqa: F811
     path = recipe(tmp_path, samples, backbones["electra"], max_steps=-1, num_train_epochs=3)
     for folder in ("train", "dev"):
