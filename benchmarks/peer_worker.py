@@ -49,6 +49,7 @@ class LightningIR:
                 "infonce": lightning_ir.InfoNCE,
                 "ranknet": lightning_ir.RankNet,
                 "kl_divergence": lightning_ir.KLDivergence,
+                "margin_mse": lightning_ir.SupervisedMarginMSE,
             }
             self.objective = losses[job["loss"]]()
             self.scale = label_scale(job)
@@ -74,27 +75,34 @@ class LightningIR:
 
 
 class SentenceTransformers:
-    """sentence-transformers' CrossEncoder with its own RankNet, or its ListNet.
+    """sentence-transformers' CrossEncoder with its own RankNet or MarginMSE, or its ListNet.
 
     ListNet's target is a distribution: of the relevant passage alone for InfoNCE, of the teacher's scores for the KL
-    divergence, from which it differs by a constant.
+    divergence, from which it differs by a constant. MarginMSE learns the margins of one passage to the others, here
+    those of the teacher's best; ours and lightning-ir's are of every pair.
     """
 
     def __init__(self, job: dict[str, Any], training: bool) -> None:
         from sentence_transformers import CrossEncoder
-        from sentence_transformers.cross_encoder.losses import ListNetLoss, RankNetLoss
+        from sentence_transformers.cross_encoder.losses import ListNetLoss, MarginMSELoss, RankNetLoss
 
         length = job["query_length"] + job["passage_length"] + 3
         self.model = CrossEncoder(job["model"], num_labels=1, max_length=length, device="cpu")
         if training:
             set_attention_dropout(self.model, job["attention_dropout"])
             self.scale = SHARPNESS if job["loss"] == "infonce" else label_scale(job)
-            loss = RankNetLoss if job["loss"] == "ranknet" else ListNetLoss
+            loss = {"ranknet": RankNetLoss, "margin_mse": MarginMSELoss}.get(job["loss"], ListNetLoss)
             self.objective = loss(self.model, activation_fn=Divide(job["temperature"]))
+            self.of_columns = loss is MarginMSELoss
 
     def loss(self, lists: list[TextList]) -> Tensor:
         """Return the loss of lists of one size, as the library averages it."""
+        if self.of_columns:
+            lists = [best_first(item) for item in lists]
         labels = [torch.tensor(item["labels"]) * self.scale for item in lists]
+        if self.of_columns:
+            columns = zip(*(item["passages"] for item in lists))
+            return self.objective([[item["query"] for item in lists], *map(list, columns)], labels)
         return self.objective([[item["query"] for item in lists], [item["passages"] for item in lists]], labels)
 
     def scores(self, query: str, passages: list[str]) -> list[float]:
@@ -122,6 +130,12 @@ class Divide(nn.Module):
 def label_scale(job: dict[str, Any]) -> float:
     """Return what labels are multiplied by: our KL divergence divides the teacher's scores by the temperature too."""
     return 1 / job["temperature"] if job["loss"] == "kl_divergence" else 1.0
+
+
+def best_first(item: TextList) -> TextList:
+    """Return a list with its passages by their labels, the highest first."""
+    order = sorted(range(len(item["labels"])), key=lambda place: -item["labels"][place])
+    return {**item, **{name: [item[name][place] for place in order] for name in ("passages", "labels")}}
 
 
 def set_attention_dropout(model: nn.Module, value: float | None) -> None:

@@ -28,7 +28,7 @@ from setenc_hf.trec import write_run
 from .environments import ENVIRONMENTS, PEERS, environment
 from .worker import ROOT
 
-LOSSES = ("infonce", "ranknet", "kl_divergence")  # those that both peers have one of their own for
+LOSSES = ("infonce", "ranknet", "kl_divergence", "margin_mse")  # those that both peers have one of their own for
 SCHEDULES = ("linear", "constant", "constant_with_warmup")
 
 

@@ -311,6 +311,14 @@ def test_peers_learn_the_same_distribution_as_the_kl_divergence():
     assert label_scale({"loss": "ranknet", "temperature": 0.25}) == 1
 
 
+def test_a_list_goes_best_first_to_a_loss_of_one_passage_against_the_others():
+    from benchmarks.peer_worker import best_first
+
+    item = {"query": "q", "passages": ["a", "b", "c", "d"], "labels": [0.5, 3.0, -1.0, 0.5]}
+    expected = {"query": "q", "passages": ["b", "a", "d", "c"], "labels": [3.0, 0.5, 0.5, -1.0]}
+    assert best_first(item) == expected
+
+
 @pytest.mark.parametrize("schedule", ["linear", "constant", "constant_with_warmup"])
 def test_peers_learn_at_the_rates_of_transformers(schedule):
     from transformers import get_scheduler
