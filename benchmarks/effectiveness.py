@@ -4,25 +4,27 @@
 
 DATA holds `msmarco-dev`, `trec-dl/dl19`, `trec-dl/dl21` and `trec-dl/dl22` (queries, corpus, qrels, runs). What is
 finished under `O` is not done again, so that an interrupted benchmark goes on and systems can be added one by one.
-`--markdown FILE` writes the tables there, between its marks. Settings are those of `recipes/minilm-*.json`.
+`--results FILE` keeps what was measured, query by query, and goes on with it: seeds and systems may come from several
+machines. `--markdown FILE` writes the tables there, between its marks. Settings are those of `recipes/minilm-*.json`.
 """
 
 import argparse
+import hashlib
 import json
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
-from setenc_hf.measures import compare, mean, parse_measures, per_query, run_scores
+from setenc_hf.measures import parse_measures, per_query, run_scores
 from setenc_hf.trec import read_lists, read_qrels
 
+from .effectiveness_report import BI_ENCODER, MEASURES, Results, Values, render
 from .environments import PEERS
 from .folders import backbone
-from .report import table, write_report
+from .report import write_report
 
 ROOT = Path(__file__).parents[1]
 OURS = {"set-encoder": "int", "pointwise": "none"}  # what `interaction` makes of the same code
@@ -30,7 +32,8 @@ SYSTEMS = (*OURS, *PEERS)
 FIRST_STAGES = ("bm25", "splade-pp", "webis-colbert")
 DEPTHS = (10, 20, 50, 100, 200)  # passages re-ranked of the judged pools, by BM25's order
 POOL = "judged-pool-bm25"
-MEASURES = ("nDCG@10", "MRR@10")
+DEPTH = 100
+RECIPES = {stage: ROOT / "recipes" / f"minilm-stage{stage}.json" for stage in (1, 2)}
 # What is prepared under the output folder {o} from the data {d} and the backbone {b}: a path, and the command that
 # makes it, or makes it last. What a strong system leaves out tells as much as what it lists: the teacher's order goes
 # on with SPLADE++'s passages and then BM25's, so that it is an order of passages as a first stage finds them.
@@ -90,7 +93,7 @@ class Bench:
             if (folder / "results.json").exists():
                 continue
             start = backbone() if stage == 1 else self.model(system, seed, 1)
-            words: list[object] = [f"recipes/minilm-stage{stage}.json", "--model", start, "--output_dir", folder]
+            words: list[object] = [RECIPES[stage], "--model", start, "--output_dir", folder]
             words += ["--train_samples", *(self.output / "samples" / name for name in TRAINED_ON[stage])]
             words += ["--eval_samples", *(self.output / "samples" / name for name in DEVELOPED_ON)]
             words += ["--seed", seed, "--report_to", "none"]
@@ -103,76 +106,51 @@ class Bench:
             else:
                 run("benchmarks.peers", "train", system, *words, *self.overrides, *self.environments)
 
-    def reranked(self, system: str, seed: int, stage: int, first: str, depth: int = 100) -> Path:
-        return self.output / f"{system}-{seed}" / f"stage{stage}-{first}-{depth}.run"
-
-    def rerank(self, system: str, seed: int, stage: int, first: str, depth: int = 100) -> None:
-        output = self.reranked(system, seed, stage, first, depth)
+    def rerank(self, system: str, seed: int, stage: int, first: str, depth: int = DEPTH) -> None:
+        output = self.output / f"{system}-{seed}" / f"stage{stage}-{first}-{depth}.run"
         if output.exists():
             return
-        words = ["--model", self.model(system, seed, stage), "--run", self.dl19 / "runs" / f"{first}.run"]
-        words += ["--collection", self.dl19, "--output", output, "--depth", depth]
+        words = ["--model", self.model(system, seed, stage), *self.words(first, depth, output)]
         if system in OURS:
             run("setenc_hf.rerank", *words)
         else:
             run("benchmarks.peers", "rerank", system, *words, *self.environments)
 
-    def values(self, path: Path) -> dict[str, dict[str, float]]:
+    def rerank_untrained(self, first: str) -> None:
+        """Re-rank with the backbone as bi-encoder."""
+        output = self.output / BI_ENCODER / f"{first}-{DEPTH}.run"
+        if not output.exists():
+            run("benchmarks.bi_encoder", "--model", backbone(), *self.words(first, DEPTH, output))
+
+    def words(self, first: str, depth: int, output: Path) -> list[object]:
+        runs = ["--run", self.dl19 / "runs" / f"{first}.run", "--collection", self.dl19]
+        return [*runs, "--depth", depth, "--output", output]
+
+    def measure(self, results: Results) -> None:
+        """Add everything that lies in the output folder to the results."""
+        for first in (*FIRST_STAGES, POOL):
+            results.add_run(first, self.values(self.dl19 / "runs" / f"{first}.run"))
+        for path in sorted((self.output / BI_ENCODER).glob("*.run")):
+            results.add_run(f"{BI_ENCODER}/{path.stem}", self.values(path))
+        for system in SYSTEMS:
+            for folder in sorted(self.output.glob(f"{system}-[0-9]*")):
+                for path in sorted(folder.glob("stage*.run")):
+                    stage, _, reranked = path.stem.partition("-")
+                    results.add_run(f"{folder.name}/{stage}/{reranked}", self.values(path))
+                for path in sorted(folder.glob("stage*/results.json")):
+                    seconds = json.loads(path.read_text("utf-8"))["train_seconds"]
+                    results.add_training(f"{folder.name}/{path.parent.name}", seconds)
+
+    def values(self, path: Path) -> Values:
         """Return measure -> query_id -> value of a run over 2019's queries."""
         qrels = list(read_qrels(self.dl19 / "qrels.txt"))
         return per_query(parse_measures(MEASURES), qrels, run_scores(read_lists(path)))
 
-    def finished(self, stage: int, first: str, depth: int = 100) -> Iterator[tuple[str, list[int]]]:
-        """Yield each system with the seeds that have re-ranked this run."""
-        for system in SYSTEMS:
-            folders = sorted(self.output.glob(f"{system}-[0-9]*"))
-            seeds = [int(folder.name.rsplit("-", 1)[1]) for folder in folders]
-            done = [seed for seed in seeds if self.reranked(system, seed, stage, first, depth).exists()]
-            if done:
-                yield system, done
 
-    def main_table(self) -> str:
-        """Return each system's means over seeds, their spread, and the difference to the first stage."""
-        rows = []
-        for first in FIRST_STAGES:
-            baseline = self.values(self.dl19 / "runs" / f"{first}.run")
-            rows.append([first, "as it is", *(f"{mean(baseline[name]):.4f}" for name in MEASURES), "", "", ""])
-            for stage in (1, 2):
-                for system, seeds in self.finished(stage, first):
-                    runs = [self.values(self.reranked(system, seed, stage, first)) for seed in seeds]
-                    over = [mean(values["nDCG@10"]) for values in runs]
-                    averaged = {
-                        q: statistics.mean(values["nDCG@10"][q] for values in runs) for q in baseline["nDCG@10"]
-                    }
-                    against = compare(averaged, baseline["nDCG@10"])
-                    rows.append([
-                        first,
-                        f"{system}, stage {stage}",
-                        *(f"{statistics.mean(mean(values[name]) for values in runs):.4f}" for name in MEASURES),
-                        f"{max(over) - min(over):.4f} of {len(seeds)}" if len(seeds) > 1 else "one seed",
-                        f"{against.difference:+.3f} [{against.low:+.3f}, {against.high:+.3f}]",
-                        f"{statistics.mean(self.seconds(system, seed, stage) for seed in seeds):.0f}",
-                    ])  # fmt: skip
-        header = ["first stage", "re-ranked by", *MEASURES, "max - min over seeds", "nDCG@10, difference", "training s"]
-        return table(header, rows)
-
-    def depth_table(self) -> str:
-        """Return nDCG@10 against the number of passages re-ranked, of BM25's order of the judged passages."""
-        as_it_is = f"{mean(self.values(self.dl19 / 'runs' / f'{POOL}.run')['nDCG@10']):.4f}"
-        rows = [["BM25's order", *[as_it_is] * len(DEPTHS)]]
-        for stage in (1, 2):
-            for system, seeds in self.finished(stage, POOL, DEPTHS[0]):
-                cells = []
-                for depth in DEPTHS:
-                    paths = [self.reranked(system, seed, stage, POOL, depth) for seed in seeds]
-                    done = [mean(self.values(path)["nDCG@10"]) for path in paths if path.exists()]
-                    cells.append(f"{statistics.mean(done):.4f}" if done else "")
-                rows.append([f"{system}, stage {stage}", *cells])
-        return table(["nDCG@10 at passages re-ranked", *map(str, DEPTHS)], rows)
-
-    def seconds(self, system: str, seed: int, stage: int) -> float:
-        results = json.loads((self.model(system, seed, stage) / "results.json").read_text("utf-8"))
-        return float(results["train_seconds"])
+def method() -> str:
+    """Return what stands for the recipes and for how their samples are made."""
+    text = json.dumps(PREPARED) + "".join(path.read_text("utf-8") for path in RECIPES.values())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -190,6 +168,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--depths", action="store_true", help="also re-rank the judged pools at 10 to 200 passages (our systems)")
     add("--train", default="", type=str.split, metavar="'ARGUMENTS'", help="what overrides both recipes, as one word")
     add("--environments", type=Path, help="where the peers' environments are built")
+    add("--results", type=Path, help="JSON file of figures per query, which is gone on with")
     add("--markdown", type=Path, help="write the tables there")
     return parser.parse_args(argv)
 
@@ -199,7 +178,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = Bench(args)
     if not (bench.dl19 / "qrels.txt").exists():
         raise InputError(f"{bench.dl19}: no qrels.txt there; --data names a folder with msmarco-dev and trec-dl/dl19")
+    results = Results(method(), args.results)
     bench.prepare()
+    for first in args.first_stages:
+        bench.rerank_untrained(first)
     for seed in args.seeds:
         for system in args.systems:
             bench.train(system, seed)
@@ -208,7 +190,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     bench.rerank(system, seed, stage, first)
                 for depth in DEPTHS if args.depths and system in OURS else ():
                     bench.rerank(system, seed, stage, POOL, depth)
-    text = f"{bench.main_table()}\n\n{bench.depth_table()}"
+    bench.measure(results)
+    results.save()
+    text = render(results, FIRST_STAGES, DEPTH, POOL, DEPTHS)
     print(text)
     if args.markdown:
         write_report(args.markdown, text, "effectiveness.py")

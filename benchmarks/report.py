@@ -1,5 +1,7 @@
 """Figures as text: spreads, tables in Markdown, and the place in a document where they stand."""
 
+import os
+import platform
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,6 +32,14 @@ class Spread(NamedTuple):
 def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
     """Return the spread of the ratios of measurements that belong together, one by one."""
     return Spread.of(over / under for over, under in zip(above, below, strict=True))
+
+
+def processor() -> str:
+    """Return the processor's name as the system gives it, with its number of cores."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

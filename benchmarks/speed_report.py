@@ -1,21 +1,11 @@
 """What `speed.py` found, as tables and as a picture."""
 
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
-from .report import Spread, ratios, table
+from .report import Spread, processor, ratios, table
 
 LIGHTNING, SENTENCES = "lightning-ir float32", "sentence-transformers float32"
-
-
-def processor() -> str:
-    """Return the processor's name as the system gives it, with its number of cores."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def render(results: dict[str, Any]) -> str:

@@ -331,3 +331,48 @@ def test_peers_learn_at_the_rates_of_transformers(schedule):
         assert learning_rate_factor(step, 10, 3, schedule) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         theirs.step()
+
+
+def test_effectiveness_results_of_several_machines_come_into_one_table(tmp_path):
+    from benchmarks.effectiveness_report import Results, comparisons, render
+
+    def values(*ndcg):
+        return {name: {str(query): value for query, value in enumerate(ndcg)} for name in ("nDCG@10", "MRR@10")}
+
+    path, first = tmp_path / "results.json", Results("a", tmp_path / "results.json")
+    first.add_run("bm25", values(0.5, 0.3))
+    first.add_run("bi-encoder/bm25-100", values(0.5, 0.5))
+    for stage, ndcg in ((1, (0.6, 0.4)), (2, (0.75, 0.45))):
+        first.add_run(f"set-encoder-1/stage{stage}/bm25-100", values(*ndcg))
+        first.add_training(f"set-encoder-1/stage{stage}", 100.0 * stage)
+    first.save()
+
+    second = Results("a", path)
+    second.add_training("set-encoder-1/stage1", 5.0)  # known: another machine's does not replace it
+    second.add_run("set-encoder-2/stage1/bm25-100", values(0.7, 0.5))
+    second.add_training("set-encoder-2/stage1", 300.0)
+    second.add_run("pointwise-1/stage1/bm25-100", values(0.55, 0.65))
+    second.add_training("pointwise-1/stage1", 50.0)
+    second.save()
+
+    results = Results("a", path)
+    assert results.seeds("set-encoder", 1, "bm25-100") == [1, 2]
+    assert results.averaged("set-encoder", 1, "bm25-100") == pytest.approx({"0": 0.65, "1": 0.45})
+    rows = render(results, ["bm25", "splade-pp"], 100, "judged-pool-bm25", [10]).splitlines()
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("| bm25")]
+    assert rows[0][1:4] == ["as it is", "0.4000", "0.4000"]
+    assert rows[1][1:3] == ["the backbone as bi-encoder", "0.5000"]
+    named = {row[1]: row for row in rows[2:5]}
+    assert named["set-encoder, stage 1"][2:5] == ["0.5500", "0.5500", "0.1000 of 2"]
+    assert named["set-encoder, stage 1"][-1] == "200"
+    assert named["set-encoder, stage 1"][5].startswith("+0.150 [")
+    assert named["set-encoder, stage 2"][2:5] == ["0.6000", "0.6000", "one seed"]
+    assert named["pointwise, stage 1"][2] == "0.6000"
+    found = {(left, right): against for left, right, against in comparisons(results, "bm25-100")}
+    assert found["set-encoder, stage 2", "stage 1"].difference == pytest.approx(0.05)
+    assert found["set-encoder, stage 1", "pointwise"].difference == pytest.approx(-0.05)
+    assert found["set-encoder, stage 1", "bi-encoder"].difference == pytest.approx(0.05)
+    assert ("set-encoder, stage 2", "pointwise") not in found
+
+    with pytest.raises(InputError, match="other recipes or samples"):
+        Results("b", path)

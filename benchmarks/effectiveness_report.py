@@ -1,0 +1,173 @@
+"""What `effectiveness.py` measured: kept as JSON, to which other seeds and other machines add, and its tables."""
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from setenc_hf.errors import InputError
+from setenc_hf.files import atomic_file
+from setenc_hf.measures import Comparison, compare, mean
+
+from .report import processor, table
+
+MEASURES = ("nDCG@10", "MRR@10")
+MAIN = MEASURES[0]
+BI_ENCODER = "bi-encoder"
+DIGITS = 6
+Values = dict[str, dict[str, float]]  # measure -> query_id -> value
+
+
+class Results:
+    """Values per query of every run, and the seconds of every training.
+
+    A run is named `bm25` as the first stage made it, `bi-encoder/bm25-100` re-ranked by the backbone to depth 100, and
+    `set-encoder-1/stage2/bm25-100` by what was trained with seed 1.
+
+    Args:
+        method: what stands for the recipes and samples; figures of different ones must not come into one table.
+        path: JSON file to go on with and to keep them in.
+
+    Raises `InputError` where the file holds results of another method.
+    """
+
+    def __init__(self, method: str, path: Path | None = None) -> None:
+        self.method, self.path = method, path
+        self.runs: dict[str, Values] = {}
+        self.trainings: dict[str, dict[str, float | str]] = {}
+        if path is not None and path.exists():
+            found = json.loads(path.read_text("utf-8"))
+            if found["method"] != method:
+                raise InputError(f"{path}: holds results of other recipes or samples; name a new file with --results")
+            self.runs, self.trainings = found["runs"], found["trainings"]
+
+    def add_run(self, name: str, values: Values) -> None:
+        self.runs[name] = {
+            measure: {query_id: round(value, DIGITS) for query_id, value in sorted(queries.items())}
+            for measure, queries in values.items()
+        }
+
+    def add_training(self, name: str, seconds: float) -> None:
+        """Add the seconds of a training on this machine; one that is known stays as it is."""
+        self.trainings.setdefault(name, {"seconds": round(seconds, 1), "processor": processor()})
+
+    def save(self) -> None:
+        """Write the file, a line for each training and each run."""
+        if self.path is None:
+            return
+        parts = [f'"method": {json.dumps(self.method)}']
+        for name, kept in (("trainings", self.trainings), ("runs", self.runs)):
+            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(kept.items()))
+            parts.append(f'"{name}": {{\n{lines}\n}}')
+        with atomic_file(self.path) as file:
+            file.write("{" + ",\n".join(parts) + "}\n")
+
+    def seeds(self, system: str, stage: int, run: str) -> list[int]:
+        """Return the seeds of a system that have re-ranked a run."""
+        names = (name.removeprefix(f"{system}-").split("/") for name in self.runs if name.startswith(f"{system}-"))
+        return sorted(int(parts[0]) for parts in names if parts[1:] == [f"stage{stage}", run])
+
+    def systems(self, stage: int, run: str) -> list[str]:
+        """Return the systems that have re-ranked a run, in the order in which they were added."""
+        names = dict.fromkeys(name.split("/")[0].rpartition("-")[0] for name in self.runs if name.count("/") == 2)
+        return [system for system in names if self.seeds(system, stage, run)]
+
+    def seconds(self, system: str, stage: int, seeds: Sequence[int]) -> float:
+        return statistics.mean(float(self.trainings[f"{system}-{seed}/stage{stage}"]["seconds"]) for seed in seeds)
+
+    def over_seeds(self, system: str, stage: int, run: str, measure: str = MAIN) -> list[float]:
+        """Return the mean over queries, for each seed."""
+        return [
+            mean(self.runs[f"{system}-{seed}/stage{stage}/{run}"][measure]) for seed in self.seeds(system, stage, run)
+        ]
+
+    def averaged(self, system: str, stage: int, run: str) -> dict[str, float]:
+        """Return nDCG@10 of each query, the mean over seeds."""
+        of_seeds = [self.runs[f"{system}-{seed}/stage{stage}/{run}"][MAIN] for seed in self.seeds(system, stage, run)]
+        return {query_id: statistics.mean(values[query_id] for values in of_seeds) for query_id in of_seeds[0]}
+
+
+def main_table(results: Results, first_stages: Sequence[str], depth: int) -> str:
+    """Return each system's means over seeds, their spread, and the difference to the first stage."""
+    rows = []
+    for first in first_stages:
+        run, baseline = f"{first}-{depth}", results.runs[first]
+        rows.append([first, "as it is", *(f"{mean(baseline[name]):.4f}" for name in MEASURES), "", "", ""])
+        if f"{BI_ENCODER}/{run}" in results.runs:
+            values = results.runs[f"{BI_ENCODER}/{run}"]
+            against = interval(compare(values[MAIN], baseline[MAIN]))
+            measured = [f"{mean(values[name]):.4f}" for name in MEASURES]
+            rows.append([first, "the backbone as bi-encoder", *measured, "", against, ""])
+        for stage in (1, 2):
+            for system in results.systems(stage, run):
+                over, seeds = results.over_seeds(system, stage, run), results.seeds(system, stage, run)
+                against = interval(compare(results.averaged(system, stage, run), baseline[MAIN]))
+                rows.append([
+                    first,
+                    f"{system}, stage {stage}",
+                    *(f"{statistics.mean(results.over_seeds(system, stage, run, name)):.4f}" for name in MEASURES),
+                    f"{max(over) - min(over):.4f} of {len(seeds)}" if len(seeds) > 1 else "one seed",
+                    against,
+                    f"{results.seconds(system, stage, seeds):.0f}",
+                ])  # fmt: skip
+    header = ["first stage", "re-ranked by", *MEASURES, "max - min over seeds", f"{MAIN}, difference", "training s"]
+    return table(header, rows)
+
+
+def comparisons(results: Results, run: str) -> Iterator[tuple[str, str, Comparison]]:
+    """Yield what is worth comparing on a run: the stages, the Set-Encoder with the others and with the bi-encoder."""
+    for system in results.systems(2, run):
+        if results.seeds(system, 1, run):
+            yield (
+                f"{system}, stage 2",
+                "stage 1",
+                compare(results.averaged(system, 2, run), results.averaged(system, 1, run)),
+            )
+    for stage in (1, 2):
+        systems = results.systems(stage, run)
+        if "set-encoder" not in systems:
+            continue
+        ours = results.averaged("set-encoder", stage, run)
+        for system in systems:
+            if system != "set-encoder":
+                yield f"set-encoder, stage {stage}", system, compare(ours, results.averaged(system, stage, run))
+        if f"{BI_ENCODER}/{run}" in results.runs:
+            bi_encoder = results.runs[f"{BI_ENCODER}/{run}"][MAIN]
+            yield f"set-encoder, stage {stage}", BI_ENCODER, compare(ours, bi_encoder)
+
+
+def comparison_table(results: Results, first_stages: Sequence[str], depth: int) -> str:
+    """Return paired comparisons of the mean over seeds."""
+    rows = [
+        [first, left, right, interval(found), f"{found.p_value:.4f}", f"{found.wins} : {found.losses}"]
+        for first in first_stages
+        for left, right, found in comparisons(results, f"{first}-{depth}")
+    ]
+    return table(["first stage", "", "against", f"{MAIN}, difference", "p", "better : worse"], rows)
+
+
+def depth_table(results: Results, pool: str, depths: Sequence[int]) -> str:
+    """Return nDCG@10 against the number of passages re-ranked, of BM25's order of the judged passages."""
+    rows = [["BM25's order", *[f"{mean(results.runs[pool][MAIN]):.4f}"] * len(depths)]]
+    for stage in (1, 2):
+        for system in dict.fromkeys(name for depth in depths for name in results.systems(stage, f"{pool}-{depth}")):
+            over = [results.over_seeds(system, stage, f"{pool}-{depth}") for depth in depths]
+            rows.append([f"{system}, stage {stage}", *(f"{statistics.mean(v):.4f}" if v else "" for v in over)])
+    return table([f"{MAIN} at passages re-ranked", *map(str, depths)], rows)
+
+
+def render(results: Results, first_stages: Sequence[str], depth: int, pool: str, depths: Sequence[int]) -> str:
+    """Return all tables, and where was trained."""
+    found = [first for first in first_stages if first in results.runs]
+    parts = [main_table(results, found, depth), comparison_table(results, found, depth)]
+    if pool in results.runs:
+        parts.append(depth_table(results, pool, depths))
+    processors = sorted({str(training["processor"]) for training in results.trainings.values()})
+    if processors:
+        parts.append(f"Trained on {'; '.join(processors)}.")
+    return "\n\n".join(parts)
+
+
+def interval(found: Comparison) -> str:
+    """Return a difference with its interval."""
+    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
