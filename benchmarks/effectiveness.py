@@ -5,7 +5,8 @@
 DATA holds `msmarco-dev`, `trec-dl/dl19`, `trec-dl/dl21` and `trec-dl/dl22` (queries, corpus, qrels, runs). What is
 finished under `O` is not done again, so that an interrupted benchmark goes on and systems can be added one by one.
 `--results FILE` keeps what was measured, query by query, and goes on with it: seeds and systems may come from several
-machines. `--markdown FILE` writes the tables there, between its marks. Settings are those of `recipes/minilm-*.json`.
+machines. `--markdown FILE` writes the tables there, between its marks, and `--plot FILE` draws the means. Settings are
+those of `recipes/minilm-*.json`.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from setenc_hf.errors import InputError
 from setenc_hf.measures import parse_measures, per_query, run_scores
 from setenc_hf.trec import read_lists, read_qrels
 
-from .effectiveness_report import BI_ENCODER, MEASURES, Results, Values, render
+from .effectiveness_report import BI_ENCODER, MEASURES, Results, Values, draw, render
 from .environments import PEERS
 from .folders import backbone
 from .report import write_report
@@ -169,6 +170,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--train", default="", type=str.split, metavar="'ARGUMENTS'", help="what overrides both recipes, as one word")
     add("--environments", type=Path, help="where the peers' environments are built")
     add("--results", type=Path, help="JSON file of figures per query, which is gone on with")
+    add("--plot", type=Path, help="draw the means over BM25's list into this file (.png, .svg, .pdf)")
     add("--markdown", type=Path, help="write the tables there")
     return parser.parse_args(argv)
 
@@ -194,6 +196,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results.save()
     text = render(results, FIRST_STAGES, DEPTH, POOL, DEPTHS)
     print(text)
+    if args.plot:
+        draw(results, args.plot, FIRST_STAGES[0], DEPTH)
     if args.markdown:
         write_report(args.markdown, text, "effectiveness.py")
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from setenc_hf.errors import InputError
+from setenc_hf.evaluate import plot
 from setenc_hf.files import atomic_file
 from setenc_hf.measures import Comparison, compare, mean
 
@@ -81,9 +82,10 @@ class Results:
             mean(self.runs[f"{system}-{seed}/stage{stage}/{run}"][measure]) for seed in self.seeds(system, stage, run)
         ]
 
-    def averaged(self, system: str, stage: int, run: str) -> dict[str, float]:
-        """Return nDCG@10 of each query, the mean over seeds."""
-        of_seeds = [self.runs[f"{system}-{seed}/stage{stage}/{run}"][MAIN] for seed in self.seeds(system, stage, run)]
+    def averaged(self, system: str, stage: int, run: str, measure: str = MAIN) -> dict[str, float]:
+        """Return the value of each query, the mean over seeds."""
+        names = (f"{system}-{seed}/stage{stage}/{run}" for seed in self.seeds(system, stage, run))
+        of_seeds = [self.runs[name][measure] for name in names]
         return {query_id: statistics.mean(values[query_id] for values in of_seeds) for query_id in of_seeds[0]}
 
 
@@ -166,6 +168,22 @@ def render(results: Results, first_stages: Sequence[str], depth: int, pool: str,
     if processors:
         parts.append(f"Trained on {'; '.join(processors)}.")
     return "\n\n".join(parts)
+
+
+def draw(results: Results, path: Path, first: str, depth: int) -> None:
+    """Draw the first stage and what re-ranks it, means over seeds."""
+    run = f"{first}-{depth}"
+    bars = {first: results.runs[first]}
+    if f"{BI_ENCODER}/{run}" in results.runs:
+        bars[BI_ENCODER] = results.runs[f"{BI_ENCODER}/{run}"]
+    for stage in (1, 2):
+        for system in results.systems(stage, run):
+            bars[f"{system}, stage {stage}"] = {
+                measure: results.averaged(system, stage, run, measure) for measure in MEASURES
+            }
+    baseline, *others = bars.values()
+    compared = {measure: [compare(other[measure], baseline[measure]) for other in others] for measure in MEASURES}
+    plot(path, list(bars), list(bars.values()), compared)
 
 
 def interval(found: Comparison) -> str:

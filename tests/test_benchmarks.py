@@ -334,7 +334,7 @@ def test_peers_learn_at_the_rates_of_transformers(schedule):
 
 
 def test_effectiveness_results_of_several_machines_come_into_one_table(tmp_path):
-    from benchmarks.effectiveness_report import Results, comparisons, render
+    from benchmarks.effectiveness_report import Results, comparisons, draw, render
 
     def values(*ndcg):
         return {name: {str(query): value for query, value in enumerate(ndcg)} for name in ("nDCG@10", "MRR@10")}
@@ -376,3 +376,6 @@ def test_effectiveness_results_of_several_machines_come_into_one_table(tmp_path)
 
     with pytest.raises(InputError, match="other recipes or samples"):
         Results("b", path)
+    pytest.importorskip("matplotlib")
+    draw(results, tmp_path / "bars.png", "bm25", 100)
+    assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG"
