@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 
 from demo.run import backbone
 from setenc_hf.command import run_command
+from setenc_hf.cpu_linear import is_bfloat16_fast
 from setenc_hf.measures import mean, parse_measures, per_query, run_scores
 from setenc_hf.trec import read_lists, read_qrels
 
@@ -55,7 +57,16 @@ def train(arm: str, args: argparse.Namespace, output: Path) -> dict[str, float]:
     """Train one arm; return what it took."""
     options = ["--max_steps", str(args.steps), "--warmup_steps", str(max(args.steps // 10, 1)), "--overwrite_output"]
     options += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-    options += ["--report_to", "none", "--bf16", "true", "--sampling", "random", "--loss_temperature", "1"]
+    options += [
+        "--report_to",
+        "none",
+        "--bf16",
+        str(is_bfloat16_fast(torch.device("cpu"))),
+        "--sampling",
+        "random",
+        "--loss_temperature",
+        "1",
+    ]
     options += ["--train_samples", str(output / "dl21"), "--output_dir", str(output / arm)]
     # the recipe names samples to evaluate on; here the measures are of the re-ranked run
     recipe = json.loads(Path("recipes/minilm-stage2.json").read_text("utf-8"))
@@ -113,17 +124,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| --- " * 8 + "|")
     print(f"| BM25 | | {measure(data, data / 'dl19/runs/bm25.run')} | | | | |")
     for arm in (START, *ARMS):
-        if (output / f"{arm}.run").exists():
-            figures = json.loads((output / f"{arm}.json").read_text("utf-8"))
-            if arm == START:
-                seconds = f"{figures['rerank']['cpu_seconds']:.0f}"
-                print(f"| {arm} | | {measure(data, output / f'{arm}.run')} | | | | {seconds} |")
-                continue
+        if not (output / f"{arm}.run").exists():
+            continue
+        figures = json.loads((output / f"{arm}.json").read_text("utf-8"))
+        steps = trained = saved = training = ""
+        if "train" in figures:
             count, size = weights(output / arm)
-            print(
-                f"| {arm} | {figures['steps']} | {measure(data, output / f'{arm}.run')} | {count:,} | "
-                f"{size / 1e6:.1f} | {figures['train']['cpu_seconds']:.0f} | {figures['rerank']['cpu_seconds']:.0f} |"
-            )
+            steps, trained, saved = str(figures["steps"]), f"{count:,}", f"{size / 1e6:.1f}"
+            training = f"{figures['train']['cpu_seconds']:.0f}"
+        measured, seconds = measure(data, output / f"{arm}.run"), figures["rerank"]["cpu_seconds"]
+        print(f"| {arm} | {steps} | {measured} | {trained} | {saved} | {training} | {seconds:.0f} |")
 
 
 if __name__ == "__main__":
