@@ -57,16 +57,8 @@ def train(arm: str, args: argparse.Namespace, output: Path) -> dict[str, float]:
     """Train one arm; return what it took."""
     options = ["--max_steps", str(args.steps), "--warmup_steps", str(max(args.steps // 10, 1)), "--overwrite_output"]
     options += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-    options += [
-        "--report_to",
-        "none",
-        "--bf16",
-        str(is_bfloat16_fast(torch.device("cpu"))),
-        "--sampling",
-        "random",
-        "--loss_temperature",
-        "1",
-    ]
+    options += ["--report_to", "none", "--sampling", "random", "--loss_temperature", "1"]
+    options += ["--bf16", str(is_bfloat16_fast(torch.device("cpu")))]
     options += ["--train_samples", str(output / "dl21"), "--output_dir", str(output / arm)]
     # the recipe names samples to evaluate on; here the measures are of the re-ranked run
     recipe = json.loads(Path("recipes/minilm-stage2.json").read_text("utf-8"))
