@@ -8,8 +8,8 @@ one relevant passage each; the bi-encoder's scores say something of every passag
 
     y = scale * cos(query, passage) + bonus * [judged relevant]
 
-and a softmax of y / T is the distribution that the KL divergence distils: with the defaults and T = .25 the
-bi-encoder's at its usual sharpness (20), with e^3 times the odds for a relevant passage.
+whose differences within a list are what MarginMSE learns. A softmax of y / .25, the bi-encoder's at its usual sharpness
+with e^3 times the odds for a relevant passage, says less: nearly all of it lies on one passage.
 
 Written are `O/mined.run`, for every judged query the collection's `--depth` nearest passages and the relevant ones, and
 `O/retrieved.run`, for the queries of the runs what they list and the relevant ones.
