@@ -162,7 +162,7 @@ def render(results: Results, first_stages: Sequence[str], depth: int, pool: str,
     """Return all tables, and where was trained."""
     found = [first for first in first_stages if first in results.runs]
     parts = [main_table(results, found, depth), comparison_table(results, found, depth)]
-    if pool in results.runs:
+    if any(name.rpartition("/")[2].startswith(f"{pool}-") for name in results.runs):
         parts.append(depth_table(results, pool, depths))
     processors = sorted({str(training["processor"]) for training in results.trainings.values()})
     if processors:
