@@ -58,7 +58,7 @@ class Results:
             return
         parts = [f'"method": {json.dumps(self.method)}']
         for name, kept in (("trainings", self.trainings), ("runs", self.runs)):
-            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(kept.items()))
+            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in kept.items())
             parts.append(f'"{name}": {{\n{lines}\n}}')
         with atomic_file(self.path) as file:
             file.write("{" + ",\n".join(parts) + "}\n")
