@@ -15,12 +15,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
 from setenc_hf.measures import parse_measures, per_query, run_scores
-from setenc_hf.trec import read_lists, read_qrels
+from setenc_hf.trec import Qrel, read_lists, read_qrels
 
 from .effectiveness_report import BI_ENCODER, MEASURES, Results, Values, draw, render
 from .environments import PEERS
@@ -142,10 +143,13 @@ class Bench:
                     seconds = json.loads(path.read_text("utf-8"))["train_seconds"]
                     results.add_training(f"{folder.name}/{path.parent.name}", seconds)
 
+    @cached_property
+    def qrels(self) -> list[Qrel]:
+        return list(read_qrels(self.dl19 / "qrels.txt"))
+
     def values(self, path: Path) -> Values:
         """Return measure -> query_id -> value of a run over 2019's queries."""
-        qrels = list(read_qrels(self.dl19 / "qrels.txt"))
-        return per_query(parse_measures(MEASURES), qrels, run_scores(read_lists(path)))
+        return per_query(parse_measures(MEASURES), self.qrels, run_scores(read_lists(path)))
 
 
 def method() -> str:

@@ -100,10 +100,9 @@ class SentenceTransformers:
         if self.of_columns:
             lists = [best_first(item) for item in lists]
         labels = [torch.tensor(item["labels"]) * self.scale for item in lists]
-        if self.of_columns:
-            columns = zip(*(item["passages"] for item in lists))
-            return self.objective([[item["query"] for item in lists], *map(list, columns)], labels)
-        return self.objective([[item["query"] for item in lists], [item["passages"] for item in lists]], labels)
+        passages = [item["passages"] for item in lists]
+        columns = [list(column) for column in zip(*passages)] if self.of_columns else [passages]
+        return self.objective([[item["query"] for item in lists], *columns], labels)
 
     def scores(self, query: str, passages: list[str]) -> list[float]:
         pairs = [(query, passage) for passage in passages]

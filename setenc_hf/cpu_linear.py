@@ -78,7 +78,11 @@ def has_bfloat16() -> bool:
 
 
 def is_bfloat16_fast(device: torch.device) -> bool:
-    """Return whether a device has instructions for bfloat16; without them it is emulated."""
+    """Return whether a device has instructions for bfloat16; without them it is emulated.
+
+    On one processor without them a linear layer took 1.8 times as long as in float32; on another, without AVX-512, a
+    product of 2,048 x 384 x 1,536 took 120 times as long.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":

@@ -225,10 +225,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     is_main = training.process_index == 0
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
     check_launch(training)
-    if training.bf16 and not is_bfloat16_fast(training.device):
+    if is_main and training.bf16 and not is_bfloat16_fast(training.device):
         logger.warning(
-            f"--bf16 on {training.device}, which has no instructions for bfloat16 and emulates it, many times slower "
-            "than float32: pass --bf16 false"
+            f"--bf16 on {training.device}, which has no instructions for bfloat16 and emulates it, slower than "
+            "float32: pass --bf16 false"
         )
     start_deepspeed(training)
     with training.main_process_first(local=training.save_on_each_node, desc="looking for an earlier training"):
