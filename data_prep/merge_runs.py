@@ -1,18 +1,20 @@
 """Merge runs into one: `python -m data_prep.merge_runs --runs R1 R2 [R3 ...] --output R`.
 
 `rrf` is reciprocal-rank fusion (Cormack et al., SIGIR 2009): a passage scores the sum of 1 / (k + rank) over the runs
-that list it. `concatenate` puts the lists of a query one below the other, each passage where it comes first; runs of
-different queries simply come together.
+that list it. `linear` interpolates: the sum of `--weights` times the scores, as they stand in the runs; a passage that
+a run does not list has the lowest score that this run gives its query. `concatenate` puts the lists of a query one
+below the other, each passage where it comes first; runs of different queries simply come together.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
 from setenc_hf.trec import read_lists, write_run
 
-METHODS = ("rrf", "concatenate")
+METHODS = ("rrf", "linear", "concatenate")
 
 
 def fuse(lists: Sequence[Sequence[str]], k: float = 60) -> list[tuple[str, float]]:
@@ -21,6 +23,20 @@ def fuse(lists: Sequence[Sequence[str]], k: float = 60) -> list[tuple[str, float
     for doc_ids in lists:
         for rank, doc_id in enumerate(doc_ids, start=1):
             scores[doc_id] = scores.get(doc_id, 0.0) + 1 / (k + rank)
+    return sorted(scores.items(), key=lambda pair: -pair[1])
+
+
+def interpolate(lists: Sequence[dict[str, float]], weights: Sequence[float]) -> list[tuple[str, float]]:
+    """Return (doc_id, score), best first, of lists doc_id -> score, any of which may be empty.
+
+    A passage scores the weighted sum, with a list's lowest score where the list lacks it; ties go to what the earlier
+    list ranks higher.
+    """
+    scores = dict.fromkeys((doc_id for listed in lists for doc_id in listed), 0.0)
+    for listed, weight in zip(lists, weights, strict=True):
+        lowest = min(listed.values(), default=0.0)
+        for doc_id in scores:
+            scores[doc_id] += weight * listed.get(doc_id, lowest)
     return sorted(scores.items(), key=lambda pair: -pair[1])
 
 
@@ -37,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--method", choices=METHODS, default=METHODS[0], help="How to merge the lists of a query (rrf)."
     )
     parser.add_argument("--k", type=float, default=60.0, help="The k of rrf (60): larger flattens the top ranks.")
+    parser.add_argument("--weights", type=float, nargs="+", help="Weights of linear, one a run (default: 1 each).")
+    parser.add_argument(
+        "--first-only", action="store_true", help="Keep only the queries and passages that the first run lists."
+    )
     parser.add_argument("--depth", type=int, help="Passages to keep per query (default: all).")
     parser.add_argument("--tag", help="Tag of the run's lines (default: the method).")
     parser.add_argument("--output", required=True, help="Run to write.")
@@ -46,17 +66,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.k < 0 or (args.depth is not None and args.depth < 1):
         raise InputError("--k must be 0 or more and --depth at least 1")
 
-    lists: dict[str, list[list[str]]] = {}
-    for run in args.runs:
+    weights = args.weights or [1.0] * len(args.runs)
+    if args.weights and args.method != "linear":
+        raise InputError("--weights belongs to --method linear")
+    if len(weights) != len(args.runs) or not all(map(math.isfinite, weights)):
+        raise InputError(f"--weights needs a number for each of the {len(args.runs)} runs, got {weights}")
+
+    lists: dict[str, list[dict[str, float]]] = {}  # of each query, by run: doc_id -> score, best first
+    for number, run in enumerate(args.runs):
         for query_id, lines in read_lists(run):
-            lists.setdefault(query_id, []).append([line.doc_id for line in lines])
-    merged = (
-        (query_id, (fuse(listed, args.k) if args.method == "rrf" else concatenate(listed))[: args.depth])
-        for query_id, listed in lists.items()
-    )
+            listed = lists.setdefault(query_id, [{} for _ in args.runs])
+            listed[number] = {line.doc_id: line.score for line in lines}
+    found = sum(len(set().union(*listed)) for listed in lists.values())
+    if args.first_only:
+        lists = {query_id: listed for query_id, listed in lists.items() if listed[0]}
+
+    def merge(listed: list[dict[str, float]]) -> list[tuple[str, float]]:
+        if args.method == "linear":
+            merged = interpolate(listed, weights)
+        else:
+            order = [list(scores) for scores in listed if scores]
+            merged = fuse(order, args.k) if args.method == "rrf" else concatenate(order)
+        if args.first_only:
+            merged = [pair for pair in merged if pair[0] in listed[0]]
+        return merged[: args.depth]
+
+    merged = ((query_id, merge(listed)) for query_id, listed in lists.items())
     count = write_run(args.output, merged, args.tag or args.method)
-    shared = sum(len(listed) == len(args.runs) for listed in lists.values())
-    print(f"wrote {args.output}: {len(lists):,} queries, {shared:,} of them in every run, {count:,} lines")
+    shared = sum(all(listed) for listed in lists.values())
+    print(
+        f"wrote {args.output}: {len(lists):,} queries, {shared:,} of them in every run, {count:,} lines; "
+        f"left out {found - count:,} passages beyond --depth or --first-only"
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from data_prep.merge_runs import concatenate, fuse
+from data_prep.merge_runs import concatenate, fuse, interpolate
 from data_prep.merge_runs import main as merge
 from data_prep.sample_queries import main as draw
 from data_prep.sample_queries import sample
@@ -61,6 +61,31 @@ def test_reciprocal_rank_fusion_by_its_formula():
 
 def test_concatenation_keeps_each_passage_where_it_comes_first():
     assert concatenate([["b", "a"], ["a", "c"]]) == [("b", 3.0), ("a", 2.0), ("c", 1.0)]
+
+
+def test_interpolation_by_its_formula():
+    first, second = {"a": 3.0, "b": 1.0}, {"c": 9.0, "b": 8.0, "d": 7.0}
+    merged = interpolate([first, second], [1.0, 0.5])
+    # what a list lacks has its lowest score: c and d have 1 of the first, a has 7 of the second
+    assert merged == [("a", 3 + 3.5), ("c", 1 + 4.5), ("b", 1 + 4.0), ("d", 1 + 3.5)]
+    assert interpolate([{"a": 2.0, "b": 1.0}, {}], [1.0, 5.0]) == [("a", 2.0), ("b", 1.0)]
+    assert [doc_id for doc_id, _ in interpolate([{"a": 1.0, "b": 0.0}, {"b": 1.0, "a": 0.0}], [1, 1])] == ["a", "b"]
+
+
+def test_scores_of_other_runs_are_added_to_the_first(tmp_path, capsys):
+    (tmp_path / "one.run").write_text("q1 Q0 a 1 2 x\nq1 Q0 b 2 1 x\nq3 Q0 a 1 1 x\n")
+    (tmp_path / "two.run").write_text("q1 Q0 c 1 9 x\nq1 Q0 b 2 8 x\nq1 Q0 d 3 4 x\nq2 Q0 a 1 7 x\n")
+    words = ["--runs", str(tmp_path / "one.run"), str(tmp_path / "two.run"), "--output", str(tmp_path / "out.run")]
+    merge([*words, "--method", "linear", "--weights", "1", "0.5", "--first-only"])
+    lists = {query_id: [(line.doc_id, line.score) for line in lines] for query_id, lines in read_lists(words[-1])}
+    assert lists == {"q1": [("b", 5.0), ("a", 4.0)], "q3": [("a", 1.0)]}
+    assert "2 queries, 1 of them in every run, 3 lines; left out 3 passages" in capsys.readouterr().out
+    merge([*words, "--method", "linear", "--depth", "1"])
+    assert [query_id for query_id, _ in read_lists(words[-1])] == ["q1", "q3", "q2"]
+    with pytest.raises(InputError, match="a number for each of the 2 runs, got"):
+        merge([*words, "--method", "linear", "--weights", "1"])
+    with pytest.raises(InputError, match="belongs to --method linear"):
+        merge([*words, "--weights", "1", "2"])
 
 
 def test_runs_of_different_queries_come_together(tmp_path, capsys):
