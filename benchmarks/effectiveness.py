@@ -36,9 +36,20 @@ DEPTHS = (10, 20, 50, 100, 200)  # passages re-ranked of the judged pools, by BM
 POOL = "judged-pool-bm25"
 DEPTH = 100
 RECIPES = {stage: ROOT / "recipes" / f"minilm-stage{stage}.json" for stage in (1, 2)}
+SAMPLES = "data_prep.build_samples --collection {d}/msmarco-dev --labels score"
+TAUGHT = "data_prep.merge_runs --method linear --weights 0.6 0.6 0.06 --first-only"
+# the cross-encoder that labels together with the backbone: our own, of the same recipes
+TRAIN = (
+    "setenc_hf.train recipes/minilm-stage{n}.json --seed 1 --report_to none --eval_strategy no --save_strategy no "
+    "--load_best_model_at_end false --metric_for_best_model dl21_nDCG@10 --overwrite_output true "
+    "--eval_samples {{o}}/samples/dev {{o}}/samples/dl21 --output_dir {{o}}/teacher/stage{n}"
+)
+RERANK = "setenc_hf.rerank --model {o}/teacher/stage2 --collection {d}/msmarco-dev --depth 100"
 # What is prepared under the output folder {o} from the data {d} and the backbone {b}: a path, and the command that
-# makes it, or makes it last. What a strong system leaves out tells as much as what it lists: the teacher's order goes
-# on with SPLADE++'s passages and then BM25's, so that it is an order of passages as a first stage finds them.
+# makes it, or makes it last. Labels come in two rounds. In the first, stage 1 learns the backbone's cosines and stage 2
+# the order of strong systems; what strong systems leave out tells as much as what they list, so that the order goes on
+# with SPLADE++'s passages and then BM25's. In the second round, the model of the first, the cosines and BM25 label
+# stage 1's lists together, which is better than any of them alone: this is what every system learns from.
 PREPARED = {
     "runs/retrieved.run": "benchmarks.backbone_teacher --model {b} --collection {d}/msmarco-dev "
     "--qrels {d}/msmarco-dev/qrels.train.txt --exclude {d}/msmarco-dev/qrels.dev.txt "
@@ -46,16 +57,29 @@ PREPARED = {
     "runs/teacher.run": "data_prep.merge_runs --method concatenate --runs "
     "{d}/trec-dl/dl22/teacher-runs/fused-trec-systems.run {d}/trec-dl/dl22/runs/splade-pp.run "
     "{d}/trec-dl/dl22/runs/bm25.run --output {o}/runs/teacher.run",
-    "samples/mined": "data_prep.build_samples --run {o}/runs/mined.run --collection {d}/msmarco-dev --labels score "
-    "--output {o}/samples/mined",
-    "samples/retrieved": "data_prep.build_samples --run {o}/runs/retrieved.run --collection {d}/msmarco-dev "
-    "--labels score --output {o}/samples/retrieved",
-    "samples/teacher": "data_prep.build_samples --run {o}/runs/teacher.run --collection {d}/trec-dl/dl22 --labels rank "
-    "--depth 250 --output {o}/samples/teacher",
     "samples/dev": "data_prep.build_samples --run {d}/msmarco-dev/runs/bm25-top20.dev.run --collection {d}/msmarco-dev "
     "--qrels {d}/msmarco-dev/qrels.dev.txt --labels relevance --output {o}/samples/dev",
     "samples/dl21": "data_prep.build_samples --run {d}/trec-dl/dl21/runs/bm25.run --collection {d}/trec-dl/dl21 "
     "--labels relevance --no-add-relevant --output {o}/samples/dl21",
+    "samples/teacher": "data_prep.build_samples --run {o}/runs/teacher.run --collection {d}/trec-dl/dl22 --labels rank "
+    "--depth 250 --output {o}/samples/teacher",
+    "samples/backbone-mined": f"{SAMPLES} --run {{o}}/runs/mined.run --output {{o}}/samples/backbone-mined",
+    "samples/backbone-retrieved": f"{SAMPLES} --run {{o}}/runs/retrieved.run --output {{o}}/samples/backbone-retrieved",
+    "teacher/stage1/results.json": TRAIN.format(n=1)
+    + " --model {b} --train_samples {o}/samples/backbone-mined {o}/samples/backbone-retrieved",
+    "teacher/stage2/results.json": TRAIN.format(n=2)
+    + " --model {o}/teacher/stage1 --train_samples {o}/samples/teacher",
+    "runs/mined-reranked.run": f"{RERANK} --run {{o}}/runs/candidates.run --output {{o}}/runs/mined-reranked.run",
+    "runs/retrieved-reranked.run": f"{RERANK} --run {{o}}/runs/retrieved.run "
+    "--output {o}/runs/retrieved-reranked.run",
+    "runs/bm25.run": "data_prep.retrieve --retriever bm25 --collection {d}/msmarco-dev --index-dir {o}/bm25 "
+    "--depth 1000 --output {o}/runs/bm25.run",
+    "runs/mined-taught.run": TAUGHT + " --runs {o}/runs/candidates.run {o}/runs/mined-reranked.run {o}/runs/bm25.run "
+    "--output {o}/runs/mined-taught.run",
+    "runs/retrieved-taught.run": TAUGHT + " --runs {o}/runs/retrieved.run {o}/runs/retrieved-reranked.run "
+    "{o}/runs/bm25.run --output {o}/runs/retrieved-taught.run",
+    "samples/mined": f"{SAMPLES} --run {{o}}/runs/mined-taught.run --output {{o}}/samples/mined",
+    "samples/retrieved": f"{SAMPLES} --run {{o}}/runs/retrieved-taught.run --output {{o}}/samples/retrieved",
 }
 TRAINED_ON = {1: ("mined", "retrieved"), 2: ("teacher",)}  # by stage
 DEVELOPED_ON = ("dev", "dl21")
@@ -83,7 +107,8 @@ class Bench:
         """Make the teachers' runs and the samples that are not there yet."""
         for name, words in PREPARED.items():
             if not (self.output / name).exists():
-                run(*(word.format(d=self.data, o=self.output, b=backbone()) for word in words.split()))
+                command = [word.format(d=self.data, o=self.output, b=backbone()) for word in words.split()]
+                run(*command, *(self.overrides if command[0] == "setenc_hf.train" else ()))
 
     def model(self, system: str, seed: int, stage: int) -> Path:
         return self.output / f"{system}-{seed}" / f"stage{stage}"

@@ -239,14 +239,34 @@ def test_the_backbone_teaches_its_cosines_and_the_judgements(backbones, tmp_path
     (tmp_path / "e.txt").write_text(f"{evaluated} 0 {other} 1\n")
     (tmp_path / "r.run").write_text(f"{taught} Q0 {other} 1 2 t\n{evaluated} Q0 {other} 1 2 t\n")
     words = f"--model {backbones['bert']} --collection {folder} --qrels {tmp_path / 'q.txt'} --run {tmp_path / 'r.run'}"
-    main([*words.split(), "--exclude", str(tmp_path / "e.txt"), "--depth", "3", "--output", str(tmp_path / "out")])
+    main(
+        [
+            *words.split(),
+            "--exclude",
+            str(tmp_path / "e.txt"),
+            "--depth",
+            "3",
+            "--top",
+            "1",
+            "--below",
+            "1",
+            "--output",
+            str(tmp_path / "out"),
+        ]
+    )
 
     model, tokenizer = (kind.from_pretrained(backbones["bert"]) for kind in (AutoModel, AutoTokenizer))
     vectors = encode(model.eval(), tokenizer, [queries[taught], *texts.values()], 256)
     cosines = dict(zip(texts, (vectors[1:] @ vectors[0]).tolist()))
     expected = {doc_id: SCALE * cosines[doc_id] + BONUS * (doc_id == relevant) for doc_id in texts}
     nearest = sorted(texts, key=lambda doc_id: -cosines[doc_id])[:3]
-    for name, doc_ids in (("mined", {*nearest, relevant}), ("retrieved", {other, relevant})):
+    by_label = sorted({*nearest, relevant}, key=lambda doc_id: -expected[doc_id])
+    thinned = {by_label[0], by_label[1 + (len(by_label) - 1) // 2]}  # the best, and the middle of the rest
+    for name, doc_ids in (
+        ("mined", {*nearest, relevant}),
+        ("retrieved", {other, relevant}),
+        ("candidates", thinned),
+    ):
         ((query_id, lines),) = read_lists(tmp_path / "out" / f"{name}.run")
         assert query_id == taught
         assert {line.doc_id for line in lines} == doc_ids
