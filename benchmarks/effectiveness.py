@@ -23,7 +23,7 @@ from setenc_hf.errors import InputError
 from setenc_hf.measures import parse_measures, per_query, run_scores
 from setenc_hf.trec import Qrel, read_lists, read_qrels
 
-from .effectiveness_report import BI_ENCODER, MEASURES, Results, Values, draw, render
+from .effectiveness_report import BI_ENCODER, MEASURES, TEACHER, Results, Values, draw, render
 from .environments import PEERS
 from .folders import backbone
 from .report import write_report
@@ -159,8 +159,8 @@ class Bench:
             results.add_run(first, self.values(self.dl19 / "runs" / f"{first}.run"))
         for path in sorted((self.output / BI_ENCODER).glob("*.run")):
             results.add_run(f"{BI_ENCODER}/{path.stem}", self.values(path))
-        for system in SYSTEMS:
-            for folder in sorted(self.output.glob(f"{system}-[0-9]*")):
+        for pattern in (TEACHER, *(f"{system}-[0-9]*" for system in SYSTEMS)):
+            for folder in sorted(self.output.glob(pattern)):
                 for path in sorted(folder.glob("stage*.run")):
                     stage, _, reranked = path.stem.partition("-")
                     results.add_run(f"{folder.name}/{stage}/{reranked}", self.values(path))
@@ -177,9 +177,13 @@ class Bench:
         return per_query(parse_measures(MEASURES), self.qrels, run_scores(read_lists(path)))
 
 
-def method() -> str:
-    """Return what stands for the recipes and for how their samples are made."""
-    text = json.dumps(PREPARED) + "".join(path.read_text("utf-8") for path in RECIPES.values())
+def method(overrides: Sequence[str]) -> str:
+    """Return what stands for the recipes, for what overrides them and for how their samples are made.
+
+    Precision is no part of it: machines differ in what they are fast at.
+    """
+    told = " ".join(overrides).replace("--bf16 true", "").strip()
+    text = json.dumps(PREPARED) + "".join(path.read_text("utf-8") for path in RECIPES.values()) + told
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -209,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = Bench(args)
     if not (bench.dl19 / "qrels.txt").exists():
         raise InputError(f"{bench.dl19}: no qrels.txt there; --data names a folder with msmarco-dev and trec-dl/dl19")
-    results = Results(method(), args.results)
+    results = Results(method(args.train), args.results)
     bench.prepare()
     for first in args.first_stages:
         bench.rerank_untrained(first)

@@ -2,8 +2,9 @@
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from setenc_hf.errors import InputError
 from setenc_hf.evaluate import plot
@@ -15,8 +16,18 @@ from .report import processor, table
 MEASURES = ("nDCG@10", "MRR@10")
 MAIN = MEASURES[0]
 BI_ENCODER = "bi-encoder"
+TEACHER = "teacher"
 DIGITS = 6
 Values = dict[str, dict[str, float]]  # measure -> query_id -> value
+
+
+class Reranked(NamedTuple):
+    """A run as a system re-ranked it: the values are means over its seeds, and without training there is one."""
+
+    name: str
+    values: Values
+    of_seeds: list[float]  # the main measure's mean over queries, seed by seed
+    seconds: float | None  # of training, the mean over seeds
 
 
 class Results:
@@ -73,14 +84,9 @@ class Results:
         names = dict.fromkeys(name.split("/")[0].rpartition("-")[0] for name in self.runs if name.count("/") == 2)
         return [system for system in names if self.seeds(system, stage, run)]
 
-    def seconds(self, system: str, stage: int, seeds: Sequence[int]) -> float:
-        return statistics.mean(float(self.trainings[f"{system}-{seed}/stage{stage}"]["seconds"]) for seed in seeds)
-
-    def over_seeds(self, system: str, stage: int, run: str, measure: str = MAIN) -> list[float]:
-        """Return the mean over queries, for each seed."""
-        return [
-            mean(self.runs[f"{system}-{seed}/stage{stage}/{run}"][measure]) for seed in self.seeds(system, stage, run)
-        ]
+    def seconds(self, names: Iterable[str]) -> float:
+        """Return the mean seconds of some trainings."""
+        return statistics.mean(float(self.trainings[name]["seconds"]) for name in names)
 
     def averaged(self, system: str, stage: int, run: str, measure: str = MAIN) -> dict[str, float]:
         """Return the value of each query, the mean over seeds."""
@@ -88,30 +94,39 @@ class Results:
         of_seeds = [self.runs[name][measure] for name in names]
         return {query_id: statistics.mean(values[query_id] for values in of_seeds) for query_id in of_seeds[0]}
 
+    def reranked(self, run: str) -> Iterator[Reranked]:
+        """Yield what re-ranked a run: the backbone, then the systems stage by stage."""
+        if f"{BI_ENCODER}/{run}" in self.runs:
+            values = self.runs[f"{BI_ENCODER}/{run}"]
+            yield Reranked("the backbone as bi-encoder", values, [mean(values[MAIN])], None)
+        for stage in (1, 2):
+            for system in self.systems(stage, run):
+                trained = [f"{system}-{seed}/stage{stage}" for seed in self.seeds(system, stage, run)]
+                yield Reranked(
+                    f"{system}, stage {stage}",
+                    {measure: self.averaged(system, stage, run, measure) for measure in MEASURES},
+                    [mean(self.runs[f"{name}/{run}"][MAIN]) for name in trained],
+                    self.seconds(trained),
+                )
+
 
 def main_table(results: Results, first_stages: Sequence[str], depth: int) -> str:
     """Return each system's means over seeds, their spread, and the difference to the first stage."""
     rows = []
     for first in first_stages:
-        run, baseline = f"{first}-{depth}", results.runs[first]
+        baseline = results.runs[first]
         rows.append([first, "as it is", *(f"{mean(baseline[name]):.4f}" for name in MEASURES), "", "", ""])
-        if f"{BI_ENCODER}/{run}" in results.runs:
-            values = results.runs[f"{BI_ENCODER}/{run}"]
-            against = interval(compare(values[MAIN], baseline[MAIN]))
-            measured = [f"{mean(values[name]):.4f}" for name in MEASURES]
-            rows.append([first, "the backbone as bi-encoder", *measured, "", against, ""])
-        for stage in (1, 2):
-            for system in results.systems(stage, run):
-                over, seeds = results.over_seeds(system, stage, run), results.seeds(system, stage, run)
-                against = interval(compare(results.averaged(system, stage, run), baseline[MAIN]))
-                rows.append([
-                    first,
-                    f"{system}, stage {stage}",
-                    *(f"{statistics.mean(results.over_seeds(system, stage, run, name)):.4f}" for name in MEASURES),
-                    f"{max(over) - min(over):.4f} of {len(seeds)}" if len(seeds) > 1 else "one seed",
-                    against,
-                    f"{results.seconds(system, stage, seeds):.0f}",
-                ])  # fmt: skip
+        for found in results.reranked(f"{first}-{depth}"):
+            over, is_trained = found.of_seeds, found.seconds is not None
+            spread = f"{max(over) - min(over):.4f} of {len(over)}" if len(over) > 1 else "one seed" * is_trained
+            rows.append([
+                first,
+                found.name,
+                *(f"{mean(found.values[name]):.4f}" for name in MEASURES),
+                spread,
+                interval(compare(found.values[MAIN], baseline[MAIN])),
+                f"{found.seconds:.0f}" if is_trained else "",
+            ])  # fmt: skip
     header = ["first stage", "re-ranked by", *MEASURES, "max - min over seeds", f"{MAIN}, difference", "training s"]
     return table(header, rows)
 
@@ -151,10 +166,10 @@ def comparison_table(results: Results, first_stages: Sequence[str], depth: int) 
 def depth_table(results: Results, pool: str, depths: Sequence[int]) -> str:
     """Return nDCG@10 against the number of passages re-ranked, of BM25's order of the judged passages."""
     rows = [["BM25's order", *[f"{mean(results.runs[pool][MAIN]):.4f}"] * len(depths)]]
-    for stage in (1, 2):
-        for system in dict.fromkeys(name for depth in depths for name in results.systems(stage, f"{pool}-{depth}")):
-            over = [results.over_seeds(system, stage, f"{pool}-{depth}") for depth in depths]
-            rows.append([f"{system}, stage {stage}", *(f"{statistics.mean(v):.4f}" if v else "" for v in over)])
+    found = {depth: {one.name: one for one in results.reranked(f"{pool}-{depth}")} for depth in depths}
+    for name in dict.fromkeys(name for by_name in found.values() for name in by_name):
+        at = (found[depth].get(name) for depth in depths)
+        rows.append([name, *(f"{mean(one.values[MAIN]):.4f}" if one else "" for one in at)])
     return table([f"{MAIN} at passages re-ranked", *map(str, depths)], rows)
 
 
@@ -166,24 +181,21 @@ def render(results: Results, first_stages: Sequence[str], depth: int, pool: str,
         parts.append(depth_table(results, pool, depths))
     processors = sorted({str(training["processor"]) for training in results.trainings.values()})
     if processors:
-        parts.append(f"Trained on {'; '.join(processors)}.")
+        said = f"Trained on {'; '.join(processors)}."
+        if taught := [name for name in results.trainings if name.startswith(f"{TEACHER}/")]:
+            seconds = sum(results.seconds([name]) for name in taught)
+            said += f" The cross-encoder that took part in labelling was trained in {seconds:,.0f} s before."
+        parts.append(said)
     return "\n\n".join(parts)
 
 
 def draw(results: Results, path: Path, first: str, depth: int) -> None:
     """Draw the first stage and what re-ranks it, means over seeds."""
-    run = f"{first}-{depth}"
-    bars = {first: results.runs[first]}
-    if f"{BI_ENCODER}/{run}" in results.runs:
-        bars[BI_ENCODER] = results.runs[f"{BI_ENCODER}/{run}"]
-    for stage in (1, 2):
-        for system in results.systems(stage, run):
-            bars[f"{system}, stage {stage}"] = {
-                measure: results.averaged(system, stage, run, measure) for measure in MEASURES
-            }
-    baseline, *others = bars.values()
-    compared = {measure: [compare(other[measure], baseline[measure]) for other in others] for measure in MEASURES}
-    plot(path, list(bars), list(bars.values()), compared)
+    baseline = results.runs[first]
+    found = list(results.reranked(f"{first}-{depth}"))
+    values = [one.values for one in found]
+    compared = {measure: [compare(other[measure], baseline[measure]) for other in values] for measure in MEASURES}
+    plot(path, [first, *(one.name for one in found)], [baseline, *values], compared)
 
 
 def interval(found: Comparison) -> str:

@@ -365,6 +365,8 @@ def test_effectiveness_results_of_several_machines_come_into_one_table(tmp_path)
     for stage, ndcg in ((1, (0.6, 0.4)), (2, (0.75, 0.45))):
         first.add_run(f"set-encoder-1/stage{stage}/bm25-100", values(*ndcg))
         first.add_training(f"set-encoder-1/stage{stage}", 100.0 * stage)
+    first.add_training("teacher/stage1", 40.0)
+    first.add_training("teacher/stage2", 2.0)
     first.save()
 
     second = Results("a", path)
@@ -378,7 +380,9 @@ def test_effectiveness_results_of_several_machines_come_into_one_table(tmp_path)
     results = Results("a", path)
     assert results.seeds("set-encoder", 1, "bm25-100") == [1, 2]
     assert results.averaged("set-encoder", 1, "bm25-100") == pytest.approx({"0": 0.65, "1": 0.45})
-    rows = render(results, ["bm25", "splade-pp"], 100, "judged-pool-bm25", [10]).splitlines()
+    text = render(results, ["bm25", "splade-pp"], 100, "judged-pool-bm25", [10])
+    assert "was trained in 42 s before." in text
+    rows = text.splitlines()
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("| bm25")]
     assert rows[0][1:4] == ["as it is", "0.4000", "0.4000"]
     assert rows[1][1:3] == ["the backbone as bi-encoder", "0.5000"]
