@@ -39,6 +39,15 @@ def run_scores(lists: Iterable[RankedList]) -> dict[str, dict[str, float]]:
     return {query_id: {line.doc_id: float(-place) for place, line in enumerate(lines)} for query_id, lines in lists}
 
 
+def ordered(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return scores of the same order, in which ties are resolved as the documents stand, as `write_run` does it.
+
+    Two passages of the same words have the same score, and `ir_measures` would put the later name first: what an
+    evaluation of scores reports would not be that of the run written from them.
+    """
+    return {doc_id: float(-place) for place, doc_id in enumerate(sorted(scores, key=lambda doc_id: -scores[doc_id]))}
+
+
 def per_query(measures: Mapping[str, Any], qrels: Sequence[Qrel], run: Scores) -> dict[str, dict[str, float]]:
     """Return each measure's value for each judged query: measure name -> query_id -> value.
 

@@ -16,7 +16,7 @@ from .errors import InputError
 from .hub_trainer import HubTrainer
 from .lists import EpochSampler, EvaluationLists, ListwiseCollator, TrainingLists
 from .losses import ListwiseLoss
-from .measures import mean, parse_measures, per_query
+from .measures import mean, ordered, parse_measures, per_query
 from .progress import TrainingBar, TrainingRecord
 
 
@@ -59,7 +59,8 @@ class ListwiseTrainer(CheckpointedTrainer, HubTrainer):
 
     `evaluate()` re-ranks each list of the evaluation set once, over all processes, and reports the measures of
     `args.measures` over all judgements as `eval_nDCG@10` and so on, beside `eval_loss`, so that
-    `metric_for_best_model="nDCG@10"` chooses the best checkpoint and drives early stopping.
+    `metric_for_best_model="nDCG@10"` chooses the best checkpoint and drives early stopping. Ties keep the first stage's
+    order, so that the figures are those of the run which `setenc_hf.rerank` writes.
     """
 
     def __init__(self, *args: Any, loss: ListwiseLoss, recipe: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -123,7 +124,7 @@ class ListwiseTrainer(CheckpointedTrainer, HubTrainer):
         # the stock loop gathers by example and would lose the scores of unequal lists
         start = time.perf_counter()
         rows = self._rerank(dataset)
-        values = per_query(parse_measures(self.args.measures), dataset.qrels, {row[0]: row[1] for row in rows})
+        values = per_query(parse_measures(self.args.measures), dataset.qrels, {row[0]: ordered(row[1]) for row in rows})
         seconds = time.perf_counter() - start
         metrics = {f"{prefix}_{name}": mean(queries) for name, queries in values.items()}
         metrics[f"{prefix}_loss"] = sum(row[2] for row in rows) / len(rows)

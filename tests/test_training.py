@@ -14,13 +14,14 @@ from data_prep.build_samples import main as build_samples
 from setenc_hf.errors import InputError
 from setenc_hf.lists import EpochSampler, EvaluationLists, ListwiseCollator, TrainingLists
 from setenc_hf.losses import RankNetLoss
-from setenc_hf.measures import compare, parse_measures
+from setenc_hf.measures import compare, mean, parse_measures, per_query, run_scores
 from setenc_hf.modeling import SetEncoderForReranking
 from setenc_hf.samples import IGNORE_LABEL, ListwiseSamples
 from setenc_hf.scoring import QueryPassages, score_lists
 from setenc_hf.tokens import SampleTokens
 from setenc_hf.train import main as train
 from setenc_hf.trainer import ListwiseTrainer, ListwiseTrainingArguments
+from setenc_hf.trec import read_lists, write_run
 from small_collection import make_collection, make_run, make_samples
 
 
@@ -210,6 +211,22 @@ def test_evaluation_reranks_whole_lists_and_measures_over_all_judgements(backbon
     assert math.isfinite(metrics["eval_loss"])
     named = trainer.evaluate({"a": dataset, "b": dataset})
     assert named["eval_a_nDCG@10"] == named["eval_b_nDCG@10"] == metrics["eval_nDCG@10"]
+
+
+def test_ties_are_measured_as_a_written_run_has_them(backbones, samples, tmp_path):
+    trainer = make_trainer(backbones["bert"], samples, tmp_path)
+    torch.nn.init.zeros_(trainer.model.linear.weight)  # all passages of a list have one score
+    torch.nn.init.zeros_(trainer.model.linear.bias)
+    dataset = trainer.eval_dataset
+    lists = [dataset[number] for number in range(len(dataset))]
+    scored = [(row["query_id"], [(doc_id, 0.0) for doc_id in row["doc_ids"]]) for row in lists]
+    write_run(tmp_path / "tied.run", scored, "tied")
+    expected = per_query(parse_measures(["nDCG@10"]), dataset.qrels, run_scores(read_lists(tmp_path / "tied.run")))
+    assert trainer.evaluate()["eval_nDCG@10"] == pytest.approx(mean(expected["nDCG@10"]), abs=1e-12)
+    by_name = per_query(parse_measures(["nDCG@10"]), dataset.qrels, {query_id: dict(row) for query_id, row in scored})
+    assert mean(by_name["nDCG@10"]) != pytest.approx(
+        mean(expected["nDCG@10"]), abs=1e-3
+    )  # the data can tell them apart
 
 
 def recipe(tmp_path, samples, backbone, **fields):
