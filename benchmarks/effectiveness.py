@@ -200,7 +200,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
     add("--first-stages", nargs="*", choices=FIRST_STAGES, default=["bm25"], help="runs to re-rank (default: bm25)")
     add("--depths", action="store_true", help="also re-rank the judged pools at 10 to 200 passages (our systems)")
-    add("--train", default="", type=str.split, metavar="'ARGUMENTS'", help="what overrides both recipes, as one word")
+    add(
+        "--train",
+        default="",
+        type=str.split,
+        metavar="'ARGUMENTS'",
+        help="what overrides both recipes, the labelling model's too, as one word",
+    )
     add("--environments", type=Path, help="where the peers' environments are built")
     add("--results", type=Path, help="JSON file of figures per query, which is gone on with")
     add("--plot", type=Path, help="draw the means over BM25's list into this file (.png, .svg, .pdf)")

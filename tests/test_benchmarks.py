@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -351,6 +352,27 @@ def test_peers_learn_at_the_rates_of_transformers(schedule):
         assert learning_rate_factor(step, 10, 3, schedule) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         theirs.step()
+
+
+def test_what_is_prepared_stands_on_what_was_prepared_before():
+    from benchmarks.effectiveness import PREPARED, TRAINED_ON
+
+    made = set()
+    for name, command in PREPARED.items():
+        module, *words = command.split()
+        assert find_spec(module)
+        places = [word.removeprefix("{o}/") for word in words if word.startswith("{o}/")]
+        outputs = {
+            words[words.index(flag) + 1].removeprefix("{o}/")
+            for flag in ("--output", "--output_dir", "--index-dir")
+            if flag in words
+        }
+        assert any(name.startswith(output) for output in outputs), name
+        assert {place for place in places if place not in outputs} <= made, name
+        made |= {name, *outputs}
+        if module == "benchmarks.backbone_teacher":
+            made |= {"runs/mined.run", "runs/candidates.run"}
+    assert all(f"samples/{name}" in made for names in TRAINED_ON.values() for name in names)
 
 
 def test_effectiveness_results_of_several_machines_come_into_one_table(tmp_path):
