@@ -216,7 +216,6 @@ def test_evaluation_reranks_whole_lists_and_measures_over_all_judgements(backbon
 def test_ties_are_measured_as_a_written_run_has_them(backbones, samples, tmp_path):
     trainer = make_trainer(backbones["bert"], samples, tmp_path)
     torch.nn.init.zeros_(trainer.model.linear.weight)  # all passages of a list have one score
-    torch.nn.init.zeros_(trainer.model.linear.bias)
     dataset = trainer.eval_dataset
     lists = [dataset[number] for number in range(len(dataset))]
     scored = [(row["query_id"], [(doc_id, 0.0) for doc_id in row["doc_ids"]]) for row in lists]
