@@ -38,10 +38,14 @@ DEPTH = 100
 RECIPES = {stage: ROOT / "recipes" / f"minilm-stage{stage}.json" for stage in (1, 2)}
 SAMPLES = "data_prep.build_samples --collection {d}/msmarco-dev --labels score"
 TAUGHT = "data_prep.merge_runs --method linear --weights 0.6 0.6 0.06 --first-only"
+# every training is measured once, at its end; the measure is of the samples' names here
+TO_THE_END = (
+    "--report_to none --eval_strategy no --save_strategy no --load_best_model_at_end false "
+    "--metric_for_best_model dl21_nDCG@10"
+)
 # the cross-encoder that labels together with the backbone: our own, of the same recipes
 TRAIN = (
-    "setenc_hf.train recipes/minilm-stage{n}.json --seed 1 --report_to none --eval_strategy no --save_strategy no "
-    "--load_best_model_at_end false --metric_for_best_model dl21_nDCG@10 --overwrite_output true "
+    f"setenc_hf.train recipes/minilm-stage{{n}}.json --seed 1 {TO_THE_END} --overwrite_output true "
     "--eval_samples {{o}}/samples/dev {{o}}/samples/dl21 --output_dir {{o}}/teacher/stage{n}"
 )
 RERANK = "setenc_hf.rerank --model {o}/teacher/stage2 --collection {d}/msmarco-dev --depth 100"
@@ -123,9 +127,7 @@ class Bench:
             words: list[object] = [RECIPES[stage], "--model", start, "--output_dir", folder]
             words += ["--train_samples", *(self.output / "samples" / name for name in TRAINED_ON[stage])]
             words += ["--eval_samples", *(self.output / "samples" / name for name in DEVELOPED_ON)]
-            words += ["--seed", seed, "--report_to", "none"]
-            words += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-            words += ["--metric_for_best_model", "dl21_nDCG@10"]  # of the samples' names here
+            words += ["--seed", seed, *TO_THE_END.split()]
             if system == "pointwise" and stage == 1:
                 words += ["--interaction", OURS[system]]
             if system in OURS:

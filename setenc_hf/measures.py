@@ -36,7 +36,7 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
 
 def run_scores(lists: Iterable[RankedList]) -> dict[str, dict[str, float]]:
     """Return a run's scores; ties are resolved as the list has them, not by the documents' names."""
-    return {query_id: {line.doc_id: float(-place) for place, line in enumerate(lines)} for query_id, lines in lists}
+    return {query_id: _by_place(line.doc_id for line in lines) for query_id, lines in lists}
 
 
 def ordered(scores: Mapping[str, float]) -> dict[str, float]:
@@ -45,7 +45,12 @@ def ordered(scores: Mapping[str, float]) -> dict[str, float]:
     Two passages of the same words have the same score, and `ir_measures` would put the later name first: what an
     evaluation of scores reports would not be that of the run written from them.
     """
-    return {doc_id: float(-place) for place, doc_id in enumerate(sorted(scores, key=lambda doc_id: -scores[doc_id]))}
+    return _by_place(sorted(scores, key=lambda doc_id: -scores[doc_id]))
+
+
+def _by_place(doc_ids: Iterable[str]) -> dict[str, float]:
+    """Return scores that fall from document to document, so that no rule for ties applies."""
+    return {doc_id: float(-place) for place, doc_id in enumerate(doc_ids)}
 
 
 def per_query(measures: Mapping[str, Any], qrels: Sequence[Qrel], run: Scores) -> dict[str, dict[str, float]]:

@@ -240,21 +240,8 @@ def test_the_backbone_teaches_its_cosines_and_the_judgements(backbones, tmp_path
     (tmp_path / "e.txt").write_text(f"{evaluated} 0 {other} 1\n")
     (tmp_path / "r.run").write_text(f"{taught} Q0 {other} 1 2 t\n{evaluated} Q0 {other} 1 2 t\n")
     words = f"--model {backbones['bert']} --collection {folder} --qrels {tmp_path / 'q.txt'} --run {tmp_path / 'r.run'}"
-    main(
-        [
-            *words.split(),
-            "--exclude",
-            str(tmp_path / "e.txt"),
-            "--depth",
-            "3",
-            "--top",
-            "1",
-            "--below",
-            "1",
-            "--output",
-            str(tmp_path / "out"),
-        ]
-    )
+    words += f" --exclude {tmp_path / 'e.txt'} --depth 3 --top 1 --below 1 --output {tmp_path / 'out'}"
+    main(words.split())
 
     model, tokenizer = (kind.from_pretrained(backbones["bert"]) for kind in (AutoModel, AutoTokenizer))
     vectors = encode(model.eval(), tokenizer, [queries[taught], *texts.values()], 256)
