@@ -105,6 +105,7 @@ class Bench:
         self.output: Path = args.output.resolve()
         self.dl19 = self.data / "trec-dl" / "dl19"
         self.overrides: list[str] = args.train
+        self.stages = range(1, args.stages + 1)
         self.environments = ["--environments", args.environments] if args.environments else []
 
     def prepare(self) -> None:
@@ -118,8 +119,8 @@ class Bench:
         return self.output / f"{system}-{seed}" / f"stage{stage}"
 
     def train(self, system: str, seed: int) -> None:
-        """Train both stages: the same lists in the same steps for every system."""
-        for stage in (1, 2):
+        """Train the stages: the same lists in the same steps for every system."""
+        for stage in self.stages:
             folder = self.model(system, seed, stage)
             if (folder / "results.json").exists():
                 continue
@@ -201,6 +202,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--systems", nargs="*", choices=SYSTEMS, default=list(OURS), help="what to train (default: our two)")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
     add("--first-stages", nargs="*", choices=FIRST_STAGES, default=["bm25"], help="runs to re-rank (default: bm25)")
+    add("--stages", type=int, choices=(1, 2), default=2, help="how many stages to train and measure (default: 2)")
     add("--depths", action="store_true", help="also re-rank the judged pools at 10 to 200 passages (our systems)")
     add(
         "--train",
@@ -228,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in args.seeds:
         for system in args.systems:
             bench.train(system, seed)
-            for stage in (1, 2):
+            for stage in bench.stages:
                 for first in args.first_stages:
                     bench.rerank(system, seed, stage, first)
                 for depth in DEPTHS if args.depths and system in OURS else ():

@@ -3,16 +3,23 @@
 `rrf` is reciprocal-rank fusion (Cormack et al., SIGIR 2009): a passage scores the sum of 1 / (k + rank) over the runs
 that list it. `linear` interpolates: the sum of `--weights` times the scores, as they stand in the runs; a passage that
 a run does not list has the lowest score that this run gives its query. `concatenate` puts the lists of a query one
-below the other, each passage where it comes first; runs of different queries simply come together.
+below the other, each passage where it comes first; runs of different queries simply come together. Runs may be larger
+than memory: their lines wait on disk beside the output.
 """
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
-from setenc_hf.trec import read_lists, write_run
+from setenc_hf.files import partial_folder
+from setenc_hf.trec import write_run
+
+from .run_spill import RunSpill
 
 METHODS = ("rrf", "linear", "concatenate")
 
@@ -46,6 +53,18 @@ def concatenate(lists: Sequence[Sequence[str]]) -> list[tuple[str, float]]:
     return [(doc_id, float(len(doc_ids) - place)) for place, doc_id in enumerate(doc_ids)]
 
 
+def gathered(spill: RunSpill) -> Iterator[tuple[str, list[dict[str, float]]]]:
+    """Yield each query with its list by every run, doc_id -> score, best first; empty where a run lacks the query."""
+    doc_ids = list(spill.docs)
+    for lines in spill.buckets():
+        for of_query in np.split(lines, np.flatnonzero(np.diff(lines["list"])) + 1):
+            listed: list[dict[str, float]] = [{} for _ in spill.paths]
+            rows = zip(of_query["run"].tolist(), of_query["doc"].tolist(), of_query["score"].tolist())
+            for run, doc, score in rows:
+                listed[run][doc_ids[doc]] = score
+            yield spill.query_ids[of_query["list"][0]], listed
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep.merge_runs", description=__doc__)
     parser.add_argument("--runs", required=True, nargs="+", help="TREC runs to merge, at least two.")
@@ -72,15 +91,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(weights) != len(args.runs) or not all(map(math.isfinite, weights)):
         raise InputError(f"--weights needs a number for each of the {len(args.runs)} runs, got {weights}")
 
-    lists: dict[str, list[dict[str, float]]] = {}  # of each query, by run: doc_id -> score, best first
-    for number, run in enumerate(args.runs):
-        for query_id, lines in read_lists(run):
-            listed = lists.setdefault(query_id, [{} for _ in args.runs])
-            listed[number] = {line.doc_id: line.score for line in lines}
-    found = sum(len(set().union(*listed)) for listed in lists.values())
-    if args.first_only:
-        lists = {query_id: listed for query_id, listed in lists.items() if listed[0]}
-
     def merge(listed: list[dict[str, float]]) -> list[tuple[str, float]]:
         if args.method == "linear":
             merged = interpolate(listed, weights)
@@ -91,11 +101,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             merged = [pair for pair in merged if pair[0] in listed[0]]
         return merged[: args.depth]
 
-    merged = ((query_id, merge(listed)) for query_id, listed in lists.items())
-    count = write_run(args.output, merged, args.tag or args.method)
-    shared = sum(all(listed) for listed in lists.values())
+    queries = shared = found = 0
+
+    def merged_lists(spill: RunSpill) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+        nonlocal queries, shared, found
+        for query_id, listed in gathered(spill):
+            found += len(set().union(*listed))
+            if args.first_only and not listed[0]:
+                continue
+            queries += 1
+            shared += all(listed)
+            yield query_id, merge(listed)
+
+    output = Path(args.output)
+    with partial_folder(output.with_name(f"{output.name}.lines")) as folder:
+        spill = RunSpill(folder / "lines", merge=True)
+        spill.read(args.runs)
+        count = write_run(output, merged_lists(spill), args.tag or args.method)
     print(
-        f"wrote {args.output}: {len(lists):,} queries, {shared:,} of them in every run, {count:,} lines; "
+        f"wrote {output}: {queries:,} queries, {shared:,} of them in every run, {count:,} lines; "
         f"left out {found - count:,} passages beyond --depth or --first-only"
     )
 

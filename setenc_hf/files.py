@@ -62,7 +62,7 @@ def _text_writer(raw, close: bool = True) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def _partial_folder(path: Path) -> Iterator[Path]:
+def partial_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder beside `path`, and remove what is left of it at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
@@ -85,7 +85,7 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         raise InputError(f"{path}: is a file; name a folder to write")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise InputError(f"{path}: exists and is not empty; choose another name or pass --overwrite")
-    with _partial_folder(path) as partial:
+    with partial_folder(path) as partial:
         yield partial
         if path.exists():
             shutil.rmtree(path)
@@ -98,7 +98,7 @@ def shared_folder(path: Path) -> Iterator[Path]:
 
     Whoever asks for the same path fills it with the same content: where another process was first, its folder stays.
     """
-    with _partial_folder(path) as partial:
+    with partial_folder(path) as partial:
         yield partial
         try:
             os.replace(partial, path)

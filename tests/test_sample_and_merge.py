@@ -88,7 +88,8 @@ def test_scores_of_other_runs_are_added_to_the_first(tmp_path, capsys):
         merge([*words, "--weights", "1", "2"])
 
 
-def test_runs_of_different_queries_come_together(tmp_path, capsys):
+def test_runs_of_different_queries_come_together(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("data_prep.run_spill.LISTS_PER_BUCKET", 1)
     (tmp_path / "one.run").write_text("q1 Q0 a 1 2 x\nq1 Q0 b 2 1 x\n")
     with gzip.open(tmp_path / "two.run.gz", "wt") as two:
         two.write("q2 Q0 c 1 2 x\nq1 Q0 b 1 9 x\n")
@@ -99,5 +100,6 @@ def test_runs_of_different_queries_come_together(tmp_path, capsys):
         ("q2", ["c"]),
     ]
     assert "2 queries, 1 of them in every run, 2 lines" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.run", "out.run", "two.run.gz"]
     with pytest.raises(InputError, match="at least two"):
         merge(["--runs", str(tmp_path / "one.run"), "--output", str(tmp_path / "out.run")])
