@@ -11,6 +11,7 @@ from .errors import InputError
 from .trec import Qrel, RankedList
 
 Scores = Mapping[str, Mapping[str, float]]  # query_id -> doc_id -> score
+DRAWN_AT_A_TIME = 1 << 20  # differences of queries in memory at once
 
 
 def parse_measures(names: Sequence[str]) -> dict[str, Any]:
@@ -95,11 +96,15 @@ def compare(run: Mapping[str, float], baseline: Mapping[str, float], draws: int 
     """
     query_ids = sorted(run.keys() & baseline.keys())
     differences = np.array([run[query_id] - baseline[query_id] for query_id in query_ids])
-    draw = np.random.default_rng(seed)
-    signs = draw.choice([-1.0, 1.0], size=(draws, len(differences)))
-    observed = abs(differences.mean())
-    extreme = (np.abs((signs * differences).mean(axis=1)) >= observed - 1e-12).sum()
-    resampled = differences[draw.integers(len(differences), size=(draws, len(differences)))].mean(axis=1)
+    draw, count = np.random.default_rng(seed), len(differences)
+    rows = max(DRAWN_AT_A_TIME // max(count, 1), 1)
+    sizes = [(min(rows, draws - start), count) for start in range(0, draws, rows)]
+    observed = abs(differences.mean()) - 1e-12
+    extreme = 0
+    for size in sizes:
+        signs = draw.choice([-1.0, 1.0], size=size)
+        extreme += (np.abs((signs * differences).mean(axis=1)) >= observed).sum()
+    resampled = np.concatenate([differences[draw.integers(count, size=size)].mean(axis=1) for size in sizes])
     low, high = np.percentile(resampled, [2.5, 97.5])
     return Comparison(
         difference=float(differences.mean()),

@@ -343,7 +343,7 @@ def test_labels_that_the_loss_cannot_use_and_shared_queries_are_refused(backbone
         train([path])
 
 
-def test_comparison_of_runs():
+def test_comparison_of_runs(monkeypatch):
     run, baseline = {f"q{n}": 0.5 + 0.1 * (n % 3) for n in range(30)}, {f"q{n}": 0.5 for n in range(30)}
     compared = compare(run, baseline)
     assert compared.difference == pytest.approx(0.1)
@@ -351,6 +351,8 @@ def test_comparison_of_runs():
     assert (compared.wins, compared.losses) == (20, 0)
     assert compared.p_value < 0.001
     assert compare(baseline, baseline).p_value == 1.0
+    monkeypatch.setattr("setenc_hf.measures.DRAWN_AT_A_TIME", 77)  # in blocks of two draws: the same ones
+    assert compare(run, baseline) == compared
 
 
 def test_every_recipe_parses():
