@@ -35,16 +35,17 @@ def read_inputs(run: str, collection_name: str, depth: int, counts: Counter) -> 
     from .scoring import QueryPassages
 
     collection = open_collection(collection_name)
-    lists = list(read_lists(run))
-    texts = collection.texts({line.doc_id for ranked in lists for line in ranked.lines[:depth]})
+    lists = []
+    for query_id, lines in read_lists(run):
+        counts["passages left out: below --depth"] += max(len(lines) - depth, 0)
+        lists.append((query_id, [line.doc_id for line in lines[:depth]]))
+    texts = collection.texts({doc_id for _, doc_ids in lists for doc_id in doc_ids})
     queries = collection.queries()
     inputs = []
-    for query_id, lines in lists:
-        counts["passages left out: below --depth"] += max(len(lines) - depth, 0)
+    for query_id, doc_ids in lists:
         if query_id not in queries:
             counts["lists left out: query unknown to the collection"] += 1
             continue
-        doc_ids = [line.doc_id for line in lines[:depth]]
         known = [doc_id for doc_id in doc_ids if doc_id in texts]
         counts["passages left out: no text in the collection"] += len(doc_ids) - len(known)
         if known:
