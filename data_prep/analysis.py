@@ -92,7 +92,7 @@ def _english_term() -> Callable[[str], str]:
     try:
         from nltk.stem.porter import PorterStemmer
     except ImportError as error:
-        raise ImportError("English analysis needs nltk's stemmer: pip install 'setenc_hf[retrieval]'") from error
+        raise InputError("English analysis needs nltk's stemmer: pip install 'setenc_hf[retrieval]'") from error
     stemmer = PorterStemmer(mode=PorterStemmer.MARTIN_EXTENSIONS)
 
     @lru_cache(500_000)  # a stem costs a hundred times a look-up, and most words come again
@@ -113,7 +113,7 @@ def _unicode_word():
     try:
         import regex
     except ImportError as error:
-        raise ImportError("Words beyond ASCII need the package regex: pip install 'setenc_hf[retrieval]'") from error
+        raise InputError("Words beyond ASCII need the package regex: pip install 'setenc_hf[retrieval]'") from error
 
     def wb(*classes: str) -> str:
         return "".join(rf"\p{{WB={name}}}" for name in classes)

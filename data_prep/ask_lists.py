@@ -11,6 +11,7 @@ from .teacher_cost import LimitReached
 
 LISTS_PER_SLOT = 4  # lists in progress for every request in flight: enough that the last ones end together
 CONNECTION_INTERVAL = 0.01  # seconds; a small server drops a burst of new connections, and TCP retries after 1 s
+UNRANKED_AT_FIRST = 10  # lists without a ranking and none with one: the model or the limit on answers is wrong
 GIVE_UP_AFTER = 3  # windows in a row that no attempt could get answered: the server is gone, not the window
 
 
@@ -23,18 +24,21 @@ async def ask_lists(
 ) -> None:
     """Take every list through its windows with `concurrency` requests in flight; a list's own never overlap.
 
-    A window without any answer fails its list. Raises `InputError` where the server refuses the job or is gone, and
-    `LimitReached` once nothing is in flight and the next request could pass a limit.
+    A window without any answer fails its list. Raises `InputError` where the server refuses the job or is gone or gives
+    no ranking from the first, and `LimitReached` once nothing is in flight and the next request could pass a limit.
+    Whatever ends the job, what is in flight is awaited and journaled first.
     """
     slots = asyncio.Semaphore(concurrency)  # first come, first served: lists in progress advance evenly
     asking: dict[str, asyncio.Event] = {}  # two queries of the same text and list ask the same: pay once
     waiting = iter(lists)
-    lost_in_a_row = 0
+    lost_in_a_row = unranked = 0
+    stopped = False
 
     async def worker(number: int) -> None:
-        nonlocal lost_in_a_row
+        nonlocal lost_in_a_row, unranked, stopped
         await asyncio.sleep(min(number, concurrency) * CONNECTION_INTERVAL)
         for item in waiting:
+            is_ours = is_lost = False
             while request := teacher.advance(item):
                 if request.key in asking:
                     await asking[request.key].wait()
@@ -42,9 +46,16 @@ async def ask_lists(
                 asking[request.key] = asyncio.Event()
                 try:
                     async with slots:
+                        if stopped:  # the group has not cancelled this worker yet
+                            return
                         await client.ask(request)
                     lost_in_a_row = 0
+                    is_ours = True
+                except InputError:
+                    stopped = True
+                    raise
                 except Unanswered as error:
+                    is_lost = True
                     item.failure = str(error)
                     lost_in_a_row += 1
                     if lost_in_a_row >= GIVE_UP_AFTER:
@@ -56,6 +67,11 @@ async def ask_lists(
                     asking.pop(request.key).set()
                 on_answer(item)
             on_answer(item)
+            unranked += is_ours and not is_lost and item.failure is not None
+            if unranked >= UNRANKED_AT_FIRST and not teacher.outcomes.answered:
+                raise InputError(
+                    f"the first {unranked} lists got {item.failure}; the job was stopped. What came is in the journal"
+                )
 
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -117,12 +117,13 @@ def make_plan(folder: Path, settings: dict, source: dict, append: bool, chunk_pa
     plan = check_settings(folder / PLAN_FILE, settings)
     if plan is None:
         plan = settings | {"chunk_passages": chunk_passages, "sources": [{"source": source, "first_chunk": 0}]}
-    elif source in planned_sources(folder):
+    elif source in planned_sources(folder) and (source == plan["sources"][-1]["source"] or finished(folder, plan)):
         return plan
+    elif not finished(folder, plan) and (append or source in planned_sources(folder)):
+        last = "its last collection is not indexed to the end"
+        raise InputError(f"{folder}: {last}; give that one again, with --append, before another")
     elif not append:
         raise InputError(f"{folder}: holds an index of other passages; pass --append to add these, or name another")
-    elif not finished(folder, plan):
-        raise InputError(f"{folder}: its last collection is not indexed to the end; finish that before appending")
     else:
         plan["sources"].append({"source": source, "first_chunk": len(chunk_folders(folder))})
     folder.joinpath("chunks").mkdir(parents=True, exist_ok=True)
@@ -140,6 +141,14 @@ def finished(folder: Path, plan: dict[str, Any]) -> bool:
     """Whether the joined files of the index hold all collections of the plan."""
     meta = check_settings(folder / INDEX_FILE, {})
     return meta is not None and meta["sources"] == plan["sources"]
+
+
+def unfinished_chunks(folder: Path) -> list[Path]:
+    """Return the chunks of the last collection where it is not indexed to the end."""
+    plan = check_settings(folder / PLAN_FILE, {})
+    if plan is None or finished(folder, plan):
+        return []
+    return chunk_folders(folder)[plan["sources"][-1]["first_chunk"] :]
 
 
 def train_codec(collection: Collection, encoder: LateInteractionEncoder, bits: int, batch_size: int) -> ResidualCodec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
@@ -72,11 +73,17 @@ def estimate_colbert(
     return Estimate(passages, index, index, round(memory))
 
 
-def check_disk(folder: Path, estimate: Estimate) -> None:
-    """Raise `InputError` where the disk of `folder` cannot hold what is to be made."""
+def check_disk(folder: Path, estimate: Estimate, begun: Iterable[Path]) -> None:
+    """Raise `InputError` where the disk of `folder` cannot hold what is to be made.
+
+    Args:
+        begun: folders of what an interrupted build has made of it already.
+    """
+    files = (path for part in begun for path in part.rglob("*") if path.is_file())
+    needed = estimate.peak_disk - sum(path.stat().st_size for path in files)
     free = shutil.disk_usage(folder).free
-    if free < estimate.peak_disk:
-        raise InputError(f"{folder}: {size(free)} are free and about {size(estimate.peak_disk)} are needed")
+    if free < needed:
+        raise InputError(f"{folder}: {size(free)} are free and about {size(needed)} are needed")
 
 
 def size(count: float) -> str:

@@ -75,13 +75,35 @@ lists = load_dataset("{name}", split="train")
 """
 
 
+class Rows:
+    """Rows of a memory-mapped table by number.
+
+    `pyarrow.Table.take` copies all chunks of a text column into one first: the whole corpus for every batch, and an
+    error beyond 2 GiB of it.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.chunks = table.to_batches()
+        self.starts = np.cumsum([0, *map(len, self.chunks)])[:-1]
+
+    def take(self, rows: np.ndarray) -> pa.Table:
+        """Return the rows of these numbers, in this order; one may come several times."""
+        wanted, places = np.unique(rows, return_inverse=True)
+        of_chunk = np.searchsorted(self.starts, wanted, side="right") - 1
+        taken = [
+            self.chunks[number].take(pa.array(wanted[of_chunk == number] - self.starts[number]))
+            for number in np.unique(of_chunk)
+        ]
+        return pa.Table.from_batches(taken).combine_chunks().take(pa.array(places))
+
+
 def export_batches(samples: ListwiseSamples) -> Iterator[pa.RecordBatch]:
     """Yield the lists with their passages' ids and texts in place of row numbers."""
-    corpus = samples.corpus.data.table
+    corpus = Rows(samples.corpus.data.table)
     for part in samples.samples.data.table.to_batches(max_chunksize=LISTS_PER_BATCH):
         rows = part.column("passages")
         offsets = pa.array(np.asarray(rows.offsets) - rows.offsets[0].as_py(), pa.int32())
-        texts = corpus.take(rows.flatten())
+        texts = corpus.take(rows.flatten().to_numpy())
         columns = {name: part.column(name) for name in ("query_id", "query", "labels", "ranks", "scores")}
         for name, source in (("doc_ids", "doc_id"), ("passages", "text")):
             columns[name] = pa.ListArray.from_arrays(offsets, texts.column(source).combine_chunks())

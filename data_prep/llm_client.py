@@ -6,10 +6,10 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from setenc_hf.errors import InputError
@@ -22,6 +22,7 @@ from .tokens import TokenCounter
 OPENAI = "https://api.openai.com/v1"
 LONGEST_BACKOFF = 16.0  # seconds between two requests where the server names no time
 LONGEST_WAIT = 600.0  # seconds; a server that says "come back tomorrow" should end the job, not hold it
+T = TypeVar("T")
 REFUSED_PROMPT = ("content_filter", "content_policy_violation")
 
 
@@ -93,35 +94,44 @@ class LlmClient:
         await self.client.close()
 
     async def ask(self, request: Request) -> None:
-        """Ask until there is an answer, and journal it. Raises `Unanswered`, `LimitReached`, `InputError` (no use)."""
+        """Ask until there is an answer, and journal it. Raises `Unanswered`, `LimitReached`, `InputError` (no use).
+
+        Cancelled, because another request ended the job or the user did, it first waits for the answer to what it has
+        sent, which is paid for, and journals it.
+        """
         answer_tokens = request.body.get("max_tokens") or request.body["max_completion_tokens"]
         for attempt in range(self.max_retries + 1):
             async with self.budget.reserve(request.prompt_tokens, answer_tokens):
-                started = time.monotonic()
-                try:
-                    async with asyncio.timeout(self.timeout):
-                        # not chat.completions.create: it takes 10 ms of CPU to re-check the 43 messages of a window
-                        completion = await self.client.post(
-                            "/chat/completions", body=request.body, cast_to=self.openai.types.chat.ChatCompletion
-                        )
-                    answer = self._answer(completion, request, time.monotonic() - started)
-                except (self.openai.APIError, TimeoutError, _NoAnswer, ValueError) as error:
-                    if refused := self._refused_prompt(error, request):
-                        answer = refused
-                    else:
-                        cause, wait = self._judge(error, attempt)
-                        if cause in ("time-out", "cut"):  # the server may have answered, and may bill it
-                            await self._keep(self.journal.add_unanswered, request, request.expected)
-                            self.budget.spend(request.expected, request.prompt_tokens)
-                        answer = None
-                if answer:
-                    await self._keep(self.journal.add_answer, request, answer)
-                    self.budget.spend(answer.usage, request.prompt_tokens)
-                    return
+                retry = await _to_its_end(self._exchange(request, attempt))
+            if retry is None:
+                return
+            cause, wait = retry
             if attempt < self.max_retries:
                 self.retries[cause] += 1
                 await asyncio.sleep(wait)
         raise Unanswered(f"no answer in {self.max_retries + 1} requests, the last: {cause}")
+
+    async def _exchange(self, request: Request, attempt: int) -> tuple[str, float] | None:
+        """Send once and journal what comes; return why to send again and after how many seconds, None if answered."""
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self.timeout):
+                # not chat.completions.create: it takes 10 ms of CPU to re-check the 43 messages of a window
+                completion = await self.client.post(
+                    "/chat/completions", body=request.body, cast_to=self.openai.types.chat.ChatCompletion
+                )
+            answer = self._answer(completion, request, time.monotonic() - started)
+        except (self.openai.APIError, TimeoutError, _NoAnswer, ValueError) as error:
+            if (refused := self._refused_prompt(error, request)) is None:
+                cause, wait = self._judge(error, attempt)
+                if cause in ("time-out", "cut"):  # the server may have answered, and may bill it
+                    await self._keep(self.journal.add_unanswered, request, request.expected)
+                    self.budget.spend(request.expected, request.prompt_tokens)
+                return cause, wait
+            answer = refused
+        await self._keep(self.journal.add_answer, request, answer)
+        self.budget.spend(answer.usage, request.prompt_tokens)
+        return None
 
     async def _keep(self, add: Callable[[str, str, Any], None], request: Request, what: Any) -> None:
         """Journal in a thread: a sync takes milliseconds, in which other answers come in."""
@@ -164,6 +174,18 @@ class LlmClient:
         raise InputError(stop_reason(status, error, self.base_url))
 
 
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; cancelled meanwhile, await it all the same before passing that on."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # what ended the job is told already
+        raise
+
+
 class _NoAnswer(Exception):
     """Status 200 without an answer in it."""
 
@@ -190,8 +212,8 @@ def stop_reason(status: int, error: Exception, base_url: str) -> str:
         return f"{status}: {base_url} {what}{missing}; the job was stopped"
     body = getattr(error, "body", None)
     words = body.get("message") if isinstance(body, dict) else None
-    detail = " ".join(str(words or error).split())[:300]
+    detail = " ".join(str(words or error).split())
     if key:
         detail = detail.replace(key, "[key]")
     hint = "; is --model known to this server?" if status == 404 else ""
-    return f"{status}: {base_url} says: {detail}{hint} (the job was stopped; what was answered is in the journal)"
+    return f"{status}: {base_url} says: {detail[:300]}{hint} (the job was stopped; what was answered is in the journal)"

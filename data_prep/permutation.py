@@ -56,6 +56,8 @@ LINE_IDENTIFIER = re.compile(
     r"^(?:(?:passage|document|doc)[ \t]*\[?#?([0-9]+)\]?(?![0-9])|\[[ \t]*([0-9]+)[ \t]*\]|([0-9]+)[ \t]*,?[ \t]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
+# what stands before belongs to a thought whose opening tag the prompt held
+THOUGHT_BEFORE = re.compile(r"\A.*</(?:think|thinking|thought|reasoning)>", re.DOTALL | re.IGNORECASE)
 REFUSAL = re.compile(
     r"\b(?:sorry|apolog\w+|can(?:no|')t|cannot|unable|not able|won't|refuse|as an ai|not possible|impossible)\b",
     re.IGNORECASE,
@@ -70,7 +72,7 @@ def parse_permutation(answer: str, num_passages: int) -> Ranking | None:
 
     None means that the answer states no ranking: it is empty, a refusal, prose. Never raises, whatever the text.
     """
-    text = THOUGHT.sub("", answer).replace("&gt;", ">")
+    text = THOUGHT_BEFORE.sub("", THOUGHT.sub("", answer)).replace("&gt;", ">")
     text = (_json_array(text) or text).translate(MARKS)
     text = ENUMERATOR.sub("", text).strip()
     candidates = []

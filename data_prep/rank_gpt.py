@@ -26,7 +26,7 @@ from .journal import Journal, journal_path
 from .llm_client import OPENAI, LlmClient, resolve_base_url
 from .teacher import Teacher, TeacherList
 from .teacher_arguments import answer_tokens, build_parser, build_prompt, check_arguments, journaled_settings
-from .teacher_batch import BatchTeacher
+from .teacher_batch import OPEN, BatchTeacher
 from .teacher_cost import Budget, LimitReached, Prices
 from .teacher_lists import read_lists_to_rank
 from .teacher_summary import Progress, dry_run, summary
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = args.replay is None or not args.replay
     with Journal(output if own else Path(args.replay), read_only=args.replay is not None) as journal:
         teacher.journal = journal
-        settings = journaled_settings(args, teacher.prompt)
+        settings = journaled_settings(args, teacher.prompt) | {"texts": teacher.digest(lists)}
         if args.replay is not None:
             journal.check(settings, args.accept_changes)
             replay(args, teacher, lists)
@@ -96,8 +96,10 @@ def ask(args: argparse.Namespace, teacher: Teacher, lists: list[TeacherList]) ->
     """Ask the server about every window that is not journaled, then write the run."""
     assert teacher.journal is not None
     started = time.monotonic()
-    if out := [state["id"] for state in teacher.journal.batches.values() if state["status"] == "submitted"]:
-        raise InputError(f"batch {out[0]} is still out; --batch collect it, or its windows are paid for twice")
+    if out := [state for state in teacher.journal.batches.values() if state["status"] in OPEN]:
+        if "id" not in out[0]:
+            raise InputError("a batch may have been sent when this job ended last; --batch status finds that out")
+        raise InputError(f"batch {out[0]['id']} is still out; --batch collect it, or its windows are paid for twice")
     budget = build_budget(args, teacher)
     client = LlmClient(
         resolve_base_url(args.base_url), teacher.journal, budget, teacher.counter, args.timeout, args.max_retries

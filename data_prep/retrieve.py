@@ -104,7 +104,7 @@ def retrieve_bm25(collection: Collection, queries: list[Query], args: argparse.N
         if passages:
             estimate = estimate_bm25(collection, passages, args.analyzer, memory, args.num_proc)
             print(estimate, file=sys.stderr)
-            check_disk(args.index_dir, estimate)
+            check_disk(args.index_dir, estimate, [args.index_dir])
     with progress_bar("indexing", "passages", passages) as progress:
         build_bm25(collection, args.index_dir, args.analyzer, memory, args.num_proc, progress)
     searcher = Bm25Searcher(args.index_dir, args.k1, args.b)
@@ -123,7 +123,7 @@ def retrieve_colbert(collection: Collection, queries: list[Query], args: argpars
     from transformers.utils import logging
 
     from .colbert import ColbertSearcher, overlap, search_collection
-    from .colbert_index import PLAN_FILE, build_colbert, process_rank
+    from .colbert_index import PLAN_FILE, build_colbert, process_rank, unfinished_chunks
     from .fast_plaid import open_package
     from .index_files import INDEX_FILE, read_json
     from .late_interaction import LateInteractionEncoder
@@ -148,7 +148,7 @@ def retrieve_colbert(collection: Collection, queries: list[Query], args: argpars
         if passages and number == 0:
             estimate = estimate_colbert(collection, passages, encoder, engine, args.bits)
             print(f"engine {engine}: {estimate}", file=sys.stderr)
-            check_disk(args.index_dir, estimate)
+            check_disk(args.index_dir, estimate, unfinished_chunks(args.index_dir))
     options = {"engine": engine, "bits": args.bits, "append": args.append, "batch_size": args.batch_size}
     with progress_bar("encoding", "passages", passages, number == 0) as progress:
         build_colbert(collection, args.index_dir, encoder, **options, progress=progress)

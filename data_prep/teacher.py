@@ -8,16 +8,18 @@ import copy
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .journal import Journal
-from .permutation import parse_permutation
+from .journal import Answer, Journal
+from .permutation import Ranking, parse_permutation
 from .prompts import Prompt, count_tokens
 from .teacher_cost import Usage
 from .tokens import TokenCounter
 from .windows import SlidingWindow
 
+CUT = "length"  # why an answer ended: at the limit on its tokens
 TOKENS_PER_IDENTIFIER = 5  # "[12] > " under current LLM vocabularies
 
 
@@ -43,7 +45,10 @@ class Request(NamedTuple):
 
 @dataclass
 class Outcomes:
-    """Counts over windows: well-formed, repaired (and by kind), failed, asked again; `cut` at the answer's limit."""
+    """Counts over windows: well-formed, repaired (and by kind), failed, asked again.
+
+    `cut` are those, with a ranking or without, whose last answer ended at its limit.
+    """
 
     well_formed: int = 0
     repaired: int = 0
@@ -72,6 +77,17 @@ class Teacher:
     limit_name: str = "max_tokens"
     outcomes: Outcomes = field(default_factory=Outcomes)
 
+    def digest(self, lists: Iterable[TeacherList]) -> str:
+        """Return a hash of the queries and passages to ask about, which another collection or its next version has not.
+
+        Of lists that have not been advanced.
+        """
+        digest = hashlib.sha256()
+        for item in sorted(lists, key=lambda item: item.query_id):
+            texts = [(doc_id, self.texts[doc_id]) for doc_id in item.sliding.doc_ids]
+            digest.update(json.dumps([item.query_id, item.query, texts]).encode())
+        return f"sha256 {digest.hexdigest()}"
+
     def advance(self, item: TeacherList) -> Request | None:
         """Take a list through every window whose answer is journaled; return the first request that is not.
 
@@ -81,19 +97,24 @@ class Teacher:
             request = self.request(item, window)
             answers = self.journal.answers.get(request.key, []) if self.journal else []
             for asked, answer in enumerate(answers[: self.attempts]):
-                if ranking := parse_permutation(answer.text, len(window)):
+                if ranking := read_ranking(answer, len(window)):
                     self._count(ranking.repairs, asked)
+                    self.outcomes.cut += answer.finish_reason == CUT
                     item.sliding.apply(ranking.order)
                     break
             else:
-                if len(answers) < self.attempts:
+                answers = answers[: self.attempts]
+                # nothing but thoughts that were cut: the same question would end there again, and be paid for
+                hopeless = bool(answers) and answers[-1].finish_reason == CUT and not answers[-1].text.strip()
+                if len(answers) < self.attempts and not hopeless:
                     return request
-                self.outcomes.asked_again += self.attempts - 1
+                is_cut = answers[-1].finish_reason == CUT
+                self.outcomes.asked_again += len(answers) - 1
                 self.outcomes.failed += 1
-                self.outcomes.cut += answers[-1].finish_reason == "length"
-                item.failure = (
-                    f"no ranking in {self.attempts} answers, the last: {' '.join(answers[-1].text.split())!r:.120}"
-                )
+                self.outcomes.cut += is_cut
+                limit = f", which ended at its limit of {self.answer_tokens} tokens" if is_cut else ""
+                last = " ".join(answers[-1].text.split())
+                item.failure = f"no ranking in {len(answers)} answers, the last: {last!r:.120}{limit}"
         return None
 
     def request(self, item: TeacherList, window: list[str]) -> Request:
@@ -125,6 +146,18 @@ class Teacher:
         self.outcomes.repaired += bool(repairs)
         self.outcomes.well_formed += not repairs
         self.outcomes.repairs.update(repairs.keys())
+
+
+def read_ranking(answer: Answer, num_passages: int) -> Ranking | None:
+    """Return the ranking that an answer states, or None.
+
+    An answer that ended at its limit and names fewer than half of the passages was cut in what stands before the
+    ranking: identifiers in it are no ranking.
+    """
+    ranking = parse_permutation(answer.text, num_passages)
+    if ranking and answer.finish_reason == CUT and 2 * ranking.repairs.get("missing", 0) > num_passages:
+        return None
+    return ranking
 
 
 def ranking_schema() -> dict[str, Any]:

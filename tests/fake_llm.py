@@ -9,7 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FakeLlm:
-    """`script` holds what the next requests get instead: a status, its code, headers, "cut", "hang" or a text."""
+    """`script` holds what the next requests get instead.
+
+    A status, its code and headers; "cut", "hang" or a text; a text and why it ended, as a dictionary.
+    """
 
     def __init__(self, script=(), latency=0.0):
         self.script, self.latency = deque(script), latency
@@ -120,6 +123,8 @@ class FakeLlm:
                     time.sleep(2)
                     self.close_connection = True
                     return None
+                if isinstance(fault, dict):
+                    return self.answer(200, completion(**fault))
                 if fault not in (None, "cut"):
                     return self.answer(200, completion(fault))
                 return self.answer(200, fake.rank(body), cut=fault == "cut")
@@ -127,9 +132,9 @@ class FakeLlm:
         return Handler
 
 
-def completion(answer, prompt_tokens=100, completion_tokens=10):
+def completion(answer, prompt_tokens=100, completion_tokens=10, finish_reason="stop"):
     """Return a chat completion that says `answer`."""
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": 0}
     message = {"role": "assistant", "content": answer}
-    choices = [{"index": 0, "finish_reason": "stop", "message": message}]
+    choices = [{"index": 0, "finish_reason": finish_reason, "message": message}]
     return {"id": "c", "object": "chat.completion", "created": 0, "model": "fake", "choices": choices, "usage": usage}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,6 +261,43 @@ def test_appended_passages_are_found_as_if_indexed_together(collection, encoder,
         exact = search_collection(both, encoder, vectors, 50)
         assert len(grown.doc_ids) == 450
         assert all(overlap(found, best) >= 0.9 for found, best in zip(grown.search(vectors, 50), exact))
+
+
+def test_a_killed_append_is_gone_on_with_and_nothing_else_is(collection, encoder, tmp_path, monkeypatch):
+    from data_prep import colbert_index
+
+    more = open_collection(str(write_collection(tmp_path / "more", range(300, 500))))
+    folder = tmp_path / "i"
+    build(collection, folder, encoder, engine="exact", chunk_passages=50)
+    write, written = colbert_index.write_chunk, []
+
+    def killed(path, *rest):
+        written.append(path)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        write(path, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(colbert_index, "write_chunk", killed)
+        build(more, folder, encoder, engine="exact", append=True)
+    assert colbert_index.unfinished_chunks(folder) == written[:1]
+    for append in (False, True):
+        with pytest.raises(InputError, match="its last collection is not indexed to the end"):
+            build(collection, folder, encoder, engine="exact", append=append)
+    assert len(build(more, folder, encoder, engine="exact", append=True).doc_ids) == 500
+    assert colbert_index.unfinished_chunks(folder) == []
+    assert len(build(collection, folder, encoder, engine="exact").doc_ids) == 500
+
+
+def test_what_an_interrupted_build_has_made_needs_no_room_again(tmp_path, monkeypatch):
+    from data_prep.estimates import Estimate, check_disk
+
+    (tmp_path / "part").write_bytes(bytes(600))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=500))
+    estimate = Estimate(passages=1, disk=1000, peak_disk=1000, memory=0)
+    check_disk(tmp_path, estimate, [tmp_path])
+    with pytest.raises(InputError, match="500 bytes are free and about 1.0 KB are needed"):
+        check_disk(tmp_path, estimate, [])
 
 
 CHILD = """

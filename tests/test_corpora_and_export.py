@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import load_dataset
 
@@ -12,6 +13,7 @@ import setenc_hf.tokens
 from conftest import make_backend
 from data_prep import describe
 from data_prep.build_samples import main
+from data_prep.export_samples import Rows
 from setenc_hf.errors import InputError
 from setenc_hf.files import shared_folder
 from setenc_hf.samples import ListwiseSamples
@@ -150,6 +152,13 @@ def test_an_export_says_all_that_samples_say(tmp_path, words, monkeypatch):
     card = (tmp_path / "export" / "README.md").read_text()
     assert str(tmp_path) not in card
     assert "6 lists of" in card
+
+
+def test_rows_of_several_chunks_are_those_that_arrow_takes():
+    parts = [pa.table({"doc_id": [f"d{n}" for n in range(first, first + 5)]}) for first in (0, 5, 10)]
+    table = pa.concat_tables(parts)
+    rows = np.array([14, 0, 7, 7, 4, 5, 14])
+    assert Rows(table).take(rows).to_pydict() == table.take(pa.array(rows)).to_pydict()
 
 
 @pytest.mark.parametrize("flag", ["--push-to-hub", "--push_to_hub"])

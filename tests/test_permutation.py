@@ -49,6 +49,7 @@ def named(answer: str, num_passages: int = 3) -> list[int] | None:
         "Here it is:\n\n[3] > [1] > [2]\n\nPassage 3 has 2 proofs.",
         "2 > 1 is clear, so: [3] > [1] > [2]",
         "<think>[1] > [2] > [3]? No.</think>[3] > [1] > [2]",
+        "In the given order: [1] > [2] > [3]. But no.</think>\n\n[3] > [1] > [2]",
         "I'm sorry for the delay: [3] > [1] > [2]",
     ],
 )

@@ -175,6 +175,45 @@ def test_what_no_retry_can_mend_stops_the_job_at_once(data, fault, says):
     assert KEY not in str(error.value) + (data / "teacher.run.journal.jsonl").read_text()
 
 
+def test_what_ends_a_job_loses_no_answer_in_flight(data):
+    with FakeLlm([None, (400, "context_length_exceeded")], latency=0.2) as fake:
+        with pytest.raises(InputError, match="what was answered is in the journal"):
+            rank(data, fake, "--concurrency", 4)
+        journal = (data / "teacher.run.journal.jsonl").read_text()
+        assert journal.count('"type": "answer"') == len(fake.bodies) - 1 >= 3
+        assert rank(data, fake, "--concurrency", 4) == 0
+        assert len(fake.bodies) == WINDOWS + 1
+
+
+def test_answers_cut_in_a_thought_are_no_rankings_and_not_asked_again_in_vain(data, capsys):
+    thought = {"answer": "comparing the two, [3] > [5], since", "finish_reason": "length"}
+    nothing = {"answer": "", "finish_reason": "length"}
+    ranking = {"answer": "[2] > [1] > [3] > [4] > [5] > [6", "finish_reason": "length"}
+    lines = (data / "first.run").read_text().splitlines(keepends=True)
+    (data / "first.run").write_text("".join(line for line in lines if line.startswith("q7 ")))
+    with FakeLlm([thought, nothing]) as fake:
+        assert rank(data, fake, "--attempts", 3) == 3
+        assert len(fake.bodies) == 2  # not again after the empty answer
+    failed = (data / "teacher.run.failed.tsv").read_text()
+    assert failed == "q7\tno ranking in 2 answers, the last: '', which ended at its limit of 384 tokens\n"
+    with FakeLlm([ranking]) as fake:
+        assert rank(data, fake, output="cut.run") == 0
+    assert orders(data, "cut.run")["q7"] == [f"q7-{rank}" for rank in (2, 1, 3, 4, 5, 6, 7)]
+    assert "answers cut at their limit  1 windows: raise --max-answer-tokens" in capsys.readouterr().out
+
+
+def test_a_model_that_never_ranks_is_not_paid_for_to_the_end(data, monkeypatch):
+    monkeypatch.setattr("data_prep.ask_lists.UNRANKED_AT_FIRST", 2)
+    with FakeLlm([{"answer": "", "finish_reason": "length"}] * 99) as fake:
+        with pytest.raises(
+            InputError, match="the first 2 lists got no ranking in 1 answers, .* its limit of 384 tokens"
+        ):
+            rank(data, fake, "--concurrency", 1)
+        assert 2 <= len(fake.bodies) <= 4
+        fake.script.clear()
+        assert rank(data, fake) == 3  # what failed is not asked again, what was not asked is ranked
+
+
 def test_a_server_that_is_gone_ends_the_job(data):
     with pytest.raises(InputError, match="windows in a row got no answer in 3 requests, the last: no connection"):
         rank(data, None, "--max-retries", 2)
@@ -224,6 +263,17 @@ def test_changed_settings_are_noticed(data):
         assert len(fake.bodies) == asked
         assert rank(data, fake, "--passes", 2, "--accept-changes") == 0
         assert len(fake.bodies) < asked + WINDOWS + 1  # the first pass was not asked again
+
+
+def test_changed_texts_are_noticed(data):
+    with FakeLlm() as fake:
+        rank(data, fake)
+        asked = len(fake.bodies)
+        corpus = data / "collection" / "corpus.jsonl"
+        corpus.write_text(corpus.read_text().replace("q7 2 is", "q7 2 was"))
+        with pytest.raises(InputError, match=r"other settings \(texts was 'sha256 \w+, is 'sha256"):
+            rank(data, fake)
+        assert len(fake.bodies) == asked
 
 
 def test_a_second_process_on_the_same_output_is_refused(data):
@@ -323,6 +373,9 @@ def test_a_batch_whose_reply_was_lost_is_found_again(data, capsys):
         fake.lose_batch_reply = True
         with pytest.raises(InputError, match="cannot be reached"):
             rank(data, fake, "--batch", "submit")
+        with pytest.raises(InputError, match="a batch may have been sent .*; --batch status finds that out"):
+            rank(data, fake)
+        assert fake.bodies == []
         fake.lose_batch_reply = False
         with pytest.raises(InputError, match="batch-0 is still out"):
             rank(data, fake, "--batch", "submit")
