@@ -151,7 +151,10 @@ class SetEncoderAdapter(PeftModel):
         config = self.peft_config[ADAPTER]
         if config.peft_type is not PeftType.ADALORA or not config.orth_reg_weight:
             return 0.0
-        distances = [torch.linalg.matrix_norm(product - torch.eye(len(product))) for product in self._gram_matrices()]
+        distances = [
+            torch.linalg.matrix_norm(product - torch.eye(len(product), dtype=product.dtype, device=product.device))
+            for product in self._gram_matrices()
+        ]
         return config.orth_reg_weight * torch.stack(distances).mean()
 
     def _gram_matrices(self) -> Iterator[Tensor]:

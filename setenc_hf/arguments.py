@@ -96,10 +96,6 @@ class DataArguments:
     loss_temperature: float = field(
         default=1.0, metadata={"help": "Divides the scores in every loss that does not name its own temperature."}
     )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={"help": "Stop after this many evaluations without a better `metric_for_best_model`."},
-    )
     dry_run: bool = field(
         default=False,
         metadata={"help": "Check recipe, data and model, say what the training would take, and write nothing."},
@@ -116,5 +112,3 @@ class DataArguments:
             raise InputError(f"`sample_depth` must be at least 2 (one passage has no order), got {self.sample_depth}")
         if self.eval_depth < 1:
             raise InputError(f"`eval_depth` must be at least 1 passage, got {self.eval_depth}")
-        if self.early_stopping_patience is not None and not self.eval_samples:
-            raise InputError("`early_stopping_patience` needs `eval_samples` to judge by")

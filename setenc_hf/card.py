@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -41,6 +42,7 @@ LEFT_OUT = [
     "license",
 ]
 LEFT_OUT += ["accelerator_config", "do_eval", "do_train", "dataloader_", "use_cpu", "resume_from", "debug"]
+SHA_256 = re.compile("[0-9a-f]{64}")
 ALWAYS = {
     "learning_rate",
     "lr_scheduler_type",
@@ -179,7 +181,10 @@ def data_table(trainer: "ListwiseTrainer") -> str:
         lines = [f"**{samples.folder.name}** ({use}), labels of {samples.labels_kind}:", ""]
         lines += [f"- {count:,} {reason}" for reason, count in counts.items()]
         sources = source_hashes(samples.meta.get("sources", {}))
-        lines += [f"- from `{name}`, SHA-256 `{digest}`" for name, digest in sources]
+        lines += [
+            f"- from `{name}`" + (f", SHA-256 `{mark}`" if SHA_256.fullmatch(mark) else f" ({mark})")
+            for name, mark in sources
+        ]
         parts.append("\n".join(lines))
     if isinstance(trainer.train_dataset, TrainingLists):
         left_out = trainer.train_dataset.left_out
@@ -188,9 +193,14 @@ def data_table(trainer: "ListwiseTrainer") -> str:
 
 
 def source_hashes(sources: Mapping[str, Any], collection: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (name, SHA-256) of the files that samples were made from; of a path its last parts only."""
+    """Yield (name, SHA-256) of the files that samples were made from, of a path its last parts only.
+
+    A collection of `ir_datasets` goes by its id, with the package's version in place of a hash.
+    """
     for name, value in sources.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value.keys() == {name}:
+            yield name, str(value[name])
+        elif isinstance(value, Mapping):
             yield from source_hashes(value, Path(name).name if name not in ("runs", "qrels", "collection") else "")
         else:
             yield "/".join(filter(None, [collection, Path(name).name])), str(value)
@@ -207,7 +217,7 @@ def training(trainer: "ListwiseTrainer") -> str:
     parameters = list(trainer.model.parameters())
     trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
     total = sum(weight.numel() for weight in parameters)
-    seconds = next((e["train_runtime"] for e in reversed(trainer.state.log_history) if "train_runtime" in e), None)
+    seconds = trainer.seconds
     return (
         f"{trained:,} of {total:,} weights were trained in {trainer.state.global_step:,} steps"
         f"{f' and {seconds:,.0f} seconds' if seconds is not None else ''}, by {args.world_size} process(es) on "

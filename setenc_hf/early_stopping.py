@@ -10,9 +10,13 @@ from .errors import InputError
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """`EarlyStoppingCallback` that, resumed from a checkpoint at which training had stopped, stops again at once."""
+    """`EarlyStoppingCallback` by `args.early_stopping_patience`.
+
+    Resumed from a checkpoint at which training had stopped, it stops again at once, unless it is given more patience.
+    """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.early_stopping_patience = args.early_stopping_patience  # as it is wished now, not in the checkpoint
         super().on_train_begin(args, state, control, **kwargs)
         control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
 
@@ -26,7 +30,7 @@ def reported(measures: Sequence[str], names: Sequence[str]) -> list[str]:
 def check_best_metric(
     training: TrainingArguments, measures: Sequence[str], names: Sequence[str], patience: int | None
 ) -> None:
-    """Refuse a `metric_for_best_model` that no evaluation would report, before a step is trained.
+    """Refuse what evaluation could not do, a `metric_for_best_model` that it would not report before all.
 
     Args:
         training: the arguments; what asks for a best checkpoint among them decides what is needed.
@@ -37,6 +41,8 @@ def check_best_metric(
     metric = training.metric_for_best_model
     evaluates = training.eval_strategy != IntervalStrategy.NO
     if patience is not None:
+        if not names:
+            raise InputError("`early_stopping_patience` needs `eval_samples` to judge by")
         if patience < 1:
             raise InputError(f"`early_stopping_patience` must be at least 1 evaluation, got {patience}")
         if not evaluates:
@@ -48,10 +54,14 @@ def check_best_metric(
             )
     if training.save_strategy == SaveStrategy.BEST and not evaluates:
         raise InputError("`save_strategy` best needs `eval_strategy` steps or epoch: nothing is evaluated")
-    if metric is None or not evaluates:
+    if not evaluates:
         return
     if not names:
-        raise InputError(f"`metric_for_best_model` {metric!r} needs `eval_samples`: nothing is evaluated")
+        raise InputError(
+            f"`eval_strategy` {training.eval_strategy.value} needs `eval_samples`: there is nothing to evaluate"
+        )
+    if metric is None:
+        return
     if metric.removeprefix("eval_") not in reported(measures, names):
         raise InputError(
             f"`metric_for_best_model` {metric!r} is not what {len(names)} evaluation set(s) report; it is one of "

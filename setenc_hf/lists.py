@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from .errors import InputError
-from .samples import IGNORE_LABEL, ListwiseSamples
+from .samples import IGNORE_LABEL, ListwiseSamples, is_within
 from .sampling import STRATEGIES, generator
 from .tokenization import SetEncoderTokenizer
 from .tokens import SampleTokens
@@ -29,7 +29,7 @@ class TrainingLists(Dataset):
         store_tokens: keep the tokens beside the samples; else they are made from the text at every call.
 
     Lists that cannot teach anything under the strategy (without a relevant or a non-relevant passage for
-    `single_relevant`, of a single passage for any) are left out; `left_out` says how many and why.
+    `single_relevant`, of a single passage for any), down to `depth`, are left out; `left_out` says how many and why.
     """
 
     def __init__(
@@ -56,13 +56,14 @@ class TrainingLists(Dataset):
         self.left_out: dict[str, int] = {}
         kept = []
         for part, stored in enumerate(self.samples):
-            lengths = stored.list_lengths()
+            lengths = stored.list_lengths(depth)
             usable = lengths > 1
-            self._count("lists of a single passage", ~usable)
+            within = "" if depth is None else f" down to rank {depth}"
+            self._count(f"lists of fewer than 2 passages{within}", ~usable)
             if strategy == "single_relevant":
-                relevant = stored.relevant_counts()
-                self._count("lists without a relevant passage", usable & (relevant == 0))
-                self._count("lists without a non-relevant passage", usable & (relevant == lengths))
+                relevant = stored.relevant_counts(depth)
+                self._count(f"lists without a relevant passage{within}", usable & (relevant == 0))
+                self._count(f"lists without a non-relevant passage{within}", usable & (relevant == lengths))
                 usable &= (relevant > 0) & (relevant < lengths)
             kept.append(np.stack([np.full(usable.sum(), part), np.flatnonzero(usable)], axis=1))
         self.places = np.concatenate(kept)  # [lists, 2]: folder, row
@@ -86,7 +87,7 @@ class TrainingLists(Dataset):
         part, row = self.places[number].tolist()
         sample = self.samples[part].rows[row]
         labels, ranks = np.asarray(sample["labels"], np.float32), np.asarray(sample["ranks"])
-        within = np.arange(len(ranks)) if self.depth is None else np.flatnonzero(ranks <= self.depth)
+        within = np.flatnonzero(is_within(ranks, self.depth))
         draw = generator(self.seed, epoch, sample["query_id"])
         places = within[self.draw(draw, ranks[within], labels[within], self.sample_size)]
         tokens = self.tokens[part]

@@ -103,6 +103,7 @@ class SetEncoderForReranking(PreTrainedModel):
             return open_adapter(cls, found["_adapter_model_path"], {**kwargs, "revision": found.get("revision")})
         if os.path.isfile(os.path.join(name_or_path, ADAPTER_FILE)):
             return open_adapter(cls, name_or_path, kwargs)
+        is_int_new = False
         if kwargs.get("config") is None:
             stored, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
             if stored.get("is_adapter"):
@@ -110,6 +111,8 @@ class SetEncoderForReranking(PreTrainedModel):
             if stored.get("model_type") != SetEncoderConfig.model_type:
                 return cls._from_backbone(name_or_path, hub, *args, **kwargs)
             own = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
+            before = SetEncoderConfig.from_pretrained(name_or_path, **hub).interaction
+            is_int_new = before != "int" and own.get("interaction") == "int"
             config = SetEncoderConfig.from_pretrained(name_or_path, **hub, **own)
             set_dropout(config.encoder_config, kwargs)
             kwargs["config"] = config
@@ -120,6 +123,10 @@ class SetEncoderForReranking(PreTrainedModel):
             if isinstance(model, PreTrainedModel):
                 model._weight_conversions = None
                 align_weights(model)
+        if is_int_new:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.tokenizer = SetEncoderTokenizer.from_pretrained(name_or_path, **hub, interaction="int")
+            model.add_interaction_token(model.tokenizer)
         return loaded
 
     @classmethod

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from .files import partial_path
 from .loss_base import ordered_pairs
@@ -27,6 +28,33 @@ from .samples import IGNORE_LABEL
 
 logger = logging.getLogger(__name__)
 SHOWN = {"loss": "loss", "learning_rate": "lr", "lists_per_second": "lists/s", "passages_per_second": "passages/s"}
+
+
+class TrainingClock(TrainerCallback, ExportableState):
+    """Seconds of a training; checkpoints keep them, so that a resumed one goes on counting.
+
+    Args:
+        seconds: of the parts before.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.before = seconds
+        self.started: float | None = None
+        self.ended: float | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, in transformers' form."""
+        return {"args": {"seconds": self.now()}, "attributes": {}}
+
+    def now(self) -> float:
+        """Return the seconds up to now."""
+        return self.before + (time.perf_counter() - self.started if self.started is not None else 0.0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.ended = self.now()
 
 
 class TrainingRecord(TrainerCallback):

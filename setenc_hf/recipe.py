@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +52,24 @@ def parse_recipe(
     return tuple(parsed)
 
 
+def given_fields(dataclass_types: Sequence[Any], argv: Sequence[str]) -> dict[str, Any]:
+    """Return what a recipe and a command line set, by name, in the types of JSON: a recipe that says the same.
+
+    Args:
+        argv: words that [`parse_recipe`] has taken.
+    """
+    parser = RecipeParser(list(dataclass_types))
+    parser.allow_abbrev = False
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words = recipe_words(json.loads(Path(words[0]).read_text("utf-8"))) + words[1:]
+    options = {word.split("=")[0] for word in words if word.startswith("--")}
+    set_here = {action.dest for action in parser._actions if options & set(action.option_strings)}
+    parsed, _ = parser.parse_known_args(words)
+    values = {name: value for name, value in vars(parsed).items() if name in set_here}
+    return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+
+
 def read_recipe(path: Path, names: Sequence[str]) -> dict[str, Any]:
     """Return a recipe's fields, all of which are in `names`."""
     check_readable(path)
@@ -70,7 +89,7 @@ def recipe_words(recipe: dict[str, Any]) -> list[str]:
     """Return a recipe as the words of a command line."""
     words = []
     for name, value in recipe.items():
-        if value is None:
+        if value is None or value == []:
             continue
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}", *(part if isinstance(part, str) else json.dumps(part) for part in values)]

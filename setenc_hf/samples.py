@@ -11,7 +11,7 @@ Both Arrow folders open with `datasets.load_from_disk` too.
 
 import bisect
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -125,6 +125,11 @@ class SampleRows:
         return sample
 
 
+def is_within(ranks: np.ndarray, depth: int | None) -> np.ndarray:
+    """Return which ranks lie in the top `depth`; rank 0, a passage added from the judgements, does."""
+    return np.ones(len(ranks), bool) if depth is None else ranks <= depth
+
+
 def _values(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(lists.offsets), np.asarray(lists.values)
 
@@ -187,17 +192,21 @@ class ListwiseSamples:
         """The lists by row, for reading many of them fast."""
         return SampleRows(self.folder / "samples")
 
-    def list_lengths(self) -> np.ndarray:
-        """Return the passages of each list [lists]."""
-        return np.concatenate([np.asarray(chunk.value_lengths()) for chunk in self._column("passages").chunks])
+    def list_lengths(self, depth: int | None = None) -> np.ndarray:
+        """Return the passages of each list [lists], of its top `depth` (those added from the judgements are within)."""
+        return self._counts(lambda labels, ranks: is_within(ranks, depth))
 
-    def relevant_counts(self) -> np.ndarray:
-        """Return how many passages of each list have a label above 0 [lists]."""
+    def relevant_counts(self, depth: int | None = None) -> np.ndarray:
+        """Return how many passages of each list, or of its top `depth`, have a label above 0 [lists]."""
+        return self._counts(lambda labels, ranks: (labels > 0) & is_within(ranks, depth))
+
+    def _counts(self, counted: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return how many passages of each list are counted, as told from their labels and ranks."""
         counts = []
-        for chunk in self._column("labels").chunks:
-            relevant = np.concatenate([[0], np.cumsum(np.asarray(chunk.values) > 0)])
-            offsets = np.asarray(chunk.offsets)
-            counts.append(relevant[offsets[1:]] - relevant[offsets[:-1]])
+        for labels, ranks in zip(self._column("labels").chunks, self._column("ranks").chunks, strict=True):
+            sums = np.concatenate([[0], np.cumsum(counted(np.asarray(labels.flatten()), np.asarray(ranks.flatten())))])
+            ends = np.cumsum(labels.value_lengths())
+            counts.append(np.diff(sums[ends], prepend=0))
         return np.concatenate(counts)
 
     def best_ranks(self) -> np.ndarray:

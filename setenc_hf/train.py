@@ -36,12 +36,13 @@ from .losses import parse_loss
 from .measures import parse_measures
 from .modeling import SetEncoderForReranking
 from .progress import CurvesCallback
-from .recipe import parse_recipe
+from .recipe import given_fields, parse_recipe
 from .samples import ListwiseSamples
 from .tokenization import SetEncoderTokenizer
 from .trainer import ListwiseTrainer, ListwiseTrainingArguments
 
 logger = logging.getLogger(__name__)
+OF_ONE_START = ("hub_token", "resume_from_checkpoint", "overwrite_output", "dry_run")  # not of what it makes
 ARGUMENTS = (ModelArguments, DataArguments, ListwiseTrainingArguments)
 
 
@@ -154,7 +155,10 @@ def check_shared_queries(train: TrainingLists, evaluated: dict[str, EvaluationLi
 
 
 def prepare_output(args: DataArguments, training: ListwiseTrainingArguments) -> str | None:
-    """Return the checkpoint to resume from, if any; refuse to write over an earlier training unasked."""
+    """Return the checkpoint to resume from, if any; refuse to write over an earlier training unasked.
+
+    What may be written over is still there afterwards: [`empty_output`] removes it once the training can begin.
+    """
     output, wish = Path(training.output_dir), training.resume_from_checkpoint
     word = wish.lower() if wish else None
     if word in ("last", "true", "auto"):
@@ -183,9 +187,20 @@ def prepare_output(args: DataArguments, training: ListwiseTrainingArguments) -> 
                 f"{output}: holds an earlier training; go on with --resume_from_checkpoint last, start over with "
                 "--overwrite_output, or choose another --output_dir"
             )
-        if training.process_index == 0 and not args.dry_run:
-            shutil.rmtree(output)
     return None
+
+
+def empty_output(training: ListwiseTrainingArguments, needed: Sequence[str]) -> None:
+    """Remove an earlier training; raises `InputError` where the folder holds what this one needs."""
+    output = Path(training.output_dir).resolve()
+    for path in (*needed, "."):
+        if Path(path).exists() and Path(path).resolve().is_relative_to(output):
+            raise InputError(
+                f"{training.output_dir}: holds {path}, which this training needs; choose another --output_dir"
+            )
+    if training.should_save and output.is_dir():
+        shutil.rmtree(output)
+    wait_for_all()
 
 
 def describe(
@@ -236,14 +251,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     set_seed(training.seed)  # the new head must be the same on every process
     model, tokenizer = load_model(model_args)
     train, evaluated = load_data(data_args, tokenizer, training)
-    patience = data_args.early_stopping_patience
+    patience = training.early_stopping_patience
     check_best_metric(training, list(parse_measures(training.measures)), list(evaluated), patience)
-    if is_main:
-        print(describe(model, train, evaluated, training, data_args))
-    if data_args.dry_run:
-        if is_main:
-            print(f"{report(model, train, training)}\nDry run: nothing was written")
-        return {}
     callbacks: list[Any] = [CurvesCallback()]
     if patience is not None:
         callbacks.append(EarlyStopping(patience))
@@ -254,7 +263,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         settings: Any = model_args.peft_config
         trained = add_adapter(model, model_args.peft, settings, model_args.model_revision)
         callbacks.append(AdapterCallback(trained, training, checkpoint))
-    recipe = {**asdict(model_args), **asdict(data_args), **training.to_sanitized_dict()}
+    if is_main:
+        print(describe(model, train, evaluated, training, data_args))
+    if data_args.dry_run:
+        if is_main:
+            print(f"{report(model, train, training)}\nDry run: nothing was written")
+        return {}
+    if checkpoint is None:
+        empty_output(training, [model_args.model, *data_args.train_samples, *data_args.eval_samples])
+    settled = {**asdict(model_args), **asdict(data_args)}
+    given = given_fields(ARGUMENTS, argv)
+    recipe = {name: settled.get(name, value) for name, value in given.items() if name not in OF_ONE_START}
     trainer = ListwiseTrainer(
         recipe=recipe,
         model=trained,
@@ -273,7 +292,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if is_main:
         output = Path(training.output_dir)
         (output / "recipe.json").write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n", "utf-8")
-        figures = {"train_seconds": result.metrics["train_runtime"], "train_loss": result.training_loss, **measures}
+        # of a resumed training, its own loss is of the steps since then
+        loss = trainer.mean_loss if checkpoint is not None else None
+        figures = {"train_seconds": trainer.seconds, "train_loss": result.training_loss if loss is None else loss}
+        figures |= measures
         (output / "results.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
         for name, value in figures.items():
             print(f"{name:<28} {value:.4f}")

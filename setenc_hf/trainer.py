@@ -17,7 +17,7 @@ from .hub_trainer import HubTrainer
 from .lists import EpochSampler, EvaluationLists, ListwiseCollator, TrainingLists
 from .losses import ListwiseLoss
 from .measures import mean, ordered, parse_measures, per_query
-from .progress import TrainingBar, TrainingRecord
+from .progress import TrainingBar, TrainingClock, TrainingRecord
 
 
 @dataclass
@@ -32,7 +32,10 @@ class ListwiseTrainingArguments(TrainingArguments):
         default_factory=lambda: ["nDCG@10"],
         metadata={"help": "What evaluation reports of each re-ranked set, in ir_measures' names."},
     )
-
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after this many evaluations without a better `metric_for_best_model`."},
+    )
     max_tokens_per_batch: int = field(
         default=16_384,
         metadata={"help": "Evaluation lists go to the device together up to so many tokens, at least one list."},
@@ -79,6 +82,7 @@ class ListwiseTrainer(CheckpointedTrainer, HubTrainer):
         self.loss_is_scaled_for_ga = False
         self.record = TrainingRecord()
         self.add_callback(self.record)
+        self.add_callback(TrainingClock())
         if self.pop_callback(ProgressCallback):
             self.add_callback(TrainingBar())
 
@@ -99,6 +103,18 @@ class ListwiseTrainer(CheckpointedTrainer, HubTrainer):
         if (penalty := getattr(self.model, "penalty", None)) is not None:  # an adapter's own, see adapters.py
             loss = loss + penalty()
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of a training that has ended, with its parts before resumptions; None where there was none."""
+        (clock,) = (found for found in self.callback_handler.callbacks if isinstance(found, TrainingClock))
+        return clock.ended
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Mean of the losses in the log, whose entries are of as many steps each; None where there are none."""
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        return sum(losses) / len(losses) if losses else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # an entry of the training, which every process makes at the same step

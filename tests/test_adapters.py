@@ -1,6 +1,7 @@
 """Adapters: what is trained is saved, and comes back to the bit, on every backbone and in a process of its own."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +229,18 @@ def test_training_an_adapter_resumes_to_the_same_weights_and_reranks(backbones, 
         + ["--output", str(tmp_path / "out.run"), "--dtype", "float32"]
     )
     assert "Re-ranked 6 lists" in capsys.readouterr().out
+
+
+def test_a_dry_run_counts_the_adapters_weights_and_refuses_what_training_would(backbones, samples, tmp_path, capsys):
+    path = recipe(tmp_path, samples, backbones["bert"])
+    train([path, "--dry-run"])
+    said = capsys.readouterr().out
+    train([path, "--max_steps", "1"])
+    card = (tmp_path / "out/README.md").read_text()
+    [trained] = re.findall(r"([\d,]+) of [\d,]+ weights were trained", card)
+    assert f"{trained} trained weights" in said
+    with pytest.raises(InputError, match="cannot be put into this model"):
+        train([path, "--dry-run", "--peft_config", '{"target_modules": ["nope"]}'])
 
 
 def test_an_adapter_on_an_adapter_and_whole_training_from_one(backbones, samples, tmp_path):

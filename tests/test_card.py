@@ -9,6 +9,7 @@ import transformers.utils.hub
 from huggingface_hub import HfApi, ModelCard
 
 from fake_hub import FakeHub
+from setenc_hf.card import source_hashes
 from setenc_hf.measures import mean, parse_measures, per_query, run_scores
 from setenc_hf.modeling import SetEncoderForReranking
 from setenc_hf.train import main as train
@@ -84,6 +85,17 @@ def test_a_card_says_what_the_model_is_and_what_it_beats(samples, pushed):
     for folder in ("out", "out/checkpoint-2", "out/checkpoint-4"):
         assert not (tmp_path / folder / "training_args.bin").exists()
     assert (tmp_path / "out/modeling.py").exists()
+
+
+def test_sources_are_named_so_that_others_find_them():
+    digest = "0" * 64
+    collections = {"msmarco-passage/train/judged": {"msmarco-passage/train/judged": "ir_datasets 0.6.3"},
+                   "/home/me/marco": {"corpus.jsonl": digest}}  # fmt: skip
+    assert list(source_hashes({"collection": collections, "runs": {"/home/me/bm25.run": digest}})) == [
+        ("msmarco-passage/train/judged", "ir_datasets 0.6.3"),
+        ("marco/corpus.jsonl", digest),
+        ("bm25.run", digest),
+    ]
 
 
 @pytest.mark.parametrize("peft", [None, "lora"])

@@ -255,13 +255,25 @@ def test_what_cannot_be_judged_by_is_refused_before_a_step(recipe, tmp_path, wor
         train([recipe, "--output_dir", str(tmp_path / "out"), *words])
 
 
+def test_a_training_that_stopped_early_goes_on_with_more_patience(recipe, tmp_path):
+    words = [recipe, "--output_dir", str(tmp_path / "out"), "--learning_rate", "0", "--max_steps", "8"]
+    steps = []
+    for patience in (1, 1, 2):
+        resumed = ["--resume_from_checkpoint", "last"] if steps else []
+        train([*words, "--early_stopping_patience", str(patience), *resumed])
+        steps.append(json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"])
+    assert steps[0] == steps[1] < steps[2] < 8
+
+
 def test_auto_starts_where_there_is_nothing_to_lose_only(recipe, tmp_path):
-    from setenc_hf.train import parse, prepare_output
+    from setenc_hf.train import empty_output, parse, prepare_output
 
     output = tmp_path / "out"
     _, data, training = parse([recipe, "--output_dir", str(output), "--resume_from_checkpoint", "auto"])
     (output / ".partial" / "checkpoint-2").mkdir(parents=True)
     assert prepare_output(data, training) is None
+    assert output.exists()
+    empty_output(training, [])
     assert not output.exists()
     output.mkdir()
     (output / "thesis.txt").write_text("mine")

@@ -92,15 +92,23 @@ def test_every_epoch_has_an_order_of_its_own(backbones, samples):
 def test_lists_that_teach_nothing_are_left_out_and_counted(backbones, samples, tmp_path):
     tokenizer = SetEncoderForReranking.from_pretrained(backbones["bert"]).tokenizer
     collection = make_collection(tmp_path / "collection")
-    (tmp_path / "a.run").write_text("q0 Q0 d1 1 1 t\nq1 Q0 d1 1 2 t\nq1 Q0 d2 2 1 t\nq2 Q0 d1 1 2 t\nq2 Q0 d2 2 1 t\n")
-    (tmp_path / "qrels").write_text("q0 0 d1 1\nq1 0 d1 0\nq2 0 d1 1\n")
+    ranked = {"q0": ["d1"], "q1": ["d1", "d2"], "q2": ["d1", "d2"], "q3": ["d2", "d3", "d1"]}
+    lines = [f"{q} Q0 {d} {rank} {-rank} t\n" for q, doc_ids in ranked.items() for rank, d in enumerate(doc_ids, 1)]
+    (tmp_path / "a.run").write_text("".join(lines))
+    (tmp_path / "qrels").write_text("q0 0 d1 1\nq1 0 d1 0\nq2 0 d1 1\nq3 0 d1 1\n")
     build_samples(
         ["--run", str(tmp_path / "a.run"), "--collection", str(collection), "--labels", "relevance"]
         + ["--qrels", str(tmp_path / "qrels"), "--output", str(tmp_path / "samples")]
     )
     lists = TrainingLists([ListwiseSamples.open(tmp_path / "samples")], tokenizer, "single_relevant", 4)
-    assert len(lists) == 1
-    assert lists.left_out == {"lists of a single passage": 1, "lists without a relevant passage": 1}
+    assert len(lists) == 2
+    assert lists.left_out == {"lists of fewer than 2 passages": 1, "lists without a relevant passage": 1}
+    cut = TrainingLists(lists.samples, tokenizer, "single_relevant", 4, depth=2)  # q3's relevant passage lies below
+    assert [len(cut[number]["labels"]) for number in range(len(cut))] == [2]
+    assert cut.left_out == {
+        "lists of fewer than 2 passages down to rank 2": 1,
+        "lists without a relevant passage down to rank 2": 2,
+    }
     with pytest.raises(InputError, match="is one of top, random"):
         TrainingLists([], tokenizer, "best", 4)
 
@@ -291,6 +299,12 @@ def test_the_command_resumes_where_an_interrupted_training_stopped(backbones, sa
     monkeypatch.setattr(ListwiseTrainer, "training_step", step)
     train([path, "--resume_from_checkpoint", "last"])
     states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("whole", "out")]
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "out")]
+    assert results[0]["train_loss"] == pytest.approx(results[1]["train_loss"], abs=1e-6)
+    train([path, "--resume_from_checkpoint", "last"])  # nothing is left to do, and what was done is not forgotten
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert again["train_seconds"] > 0.2 * results[1]["train_seconds"] > 0.001
+    assert again["train_loss"] == results[1]["train_loss"]
     histories = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in states]
     assert histories[0] == histories[1]
     assert len(histories[0]) == 5
@@ -322,6 +336,70 @@ def test_a_wrong_recipe_is_one_clear_line(backbones, samples, tmp_path, fields, 
         train([path, *words])
     assert "\n" not in " ".join(str(error.value).split())
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_an_earlier_training_is_removed_only_when_the_next_one_can_begin(backbones, samples, tmp_path):
+    path = recipe(tmp_path, samples, backbones["bert"], max_steps=1, eval_strategy="no", save_strategy="no")
+    train([path])
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    again = [path, "--overwrite_output", "true", "--learning_rate", "1e-2"]
+    for words, message in (
+        (["--train_samples", str(tmp_path / "typo")], "no listwise samples here"),
+        (["--model", str(tmp_path / "out")], "out: holds .*out, which this training needs"),
+        (["--eval_strategy", "steps", "--eval_steps", "1", "--eval_samples"], "expected at least one argument"),
+        (["--output_dir", str(samples)], "holds .*train, which this training needs"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train([*again, *words])
+        assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+        assert (samples / "train" / "meta.json").exists()
+    train(again)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() != weights
+
+
+def test_evaluation_without_samples_is_refused(backbones, samples, tmp_path):
+    path = recipe(tmp_path, samples, backbones["bert"], eval_samples=None)
+    for words in ([], ["--dry-run"]):
+        with pytest.raises(InputError, match="`eval_strategy` steps needs `eval_samples`"):
+            train([path, *words])
+
+
+def test_the_saved_recipe_repeats_the_training(backbones, samples, tmp_path):
+    changed = {
+        "lr_scheduler_kwargs": {"num_cycles": 0.4},
+        "lr_scheduler_type": "cosine",
+        "loss": ["listnet", "ranknet"],
+    }
+    path = recipe(tmp_path, samples, backbones["bert"], eval_strategy="no", **changed)
+    train([path, "--max_steps", "2", "--learning-rate", "1e-2", "--warmup_steps=1", "--overwrite_output", "true"])
+    saved = json.loads((tmp_path / "out/recipe.json").read_text())
+    assert (saved["loss"], saved["warmup_steps"], saved["max_steps"]) == ("listnet + ranknet", 1, 2)
+    assert not {"overwrite_output", "hub_token", "weight_decay"} & saved.keys()
+    train([str(tmp_path / "out/recipe.json"), "--output_dir", str(tmp_path / "again")])
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again")]
+    assert files[0] == files[1]
+
+
+def test_a_trained_model_is_given_an_interaction_token(backbones, samples, tmp_path):
+    for family in ("bert", "electra"):
+        path = recipe(tmp_path, samples, backbones[family], interaction="cls", max_steps=1, eval_strategy="no")
+        train([path, "--output_dir", str(tmp_path / family)])
+        model = SetEncoderForReranking.from_pretrained(tmp_path / family, interaction="int")
+        template = model.tokenizer.template
+        rows = model.get_input_embeddings().weight
+        assert template.int_id not in (None, template.cls_id)
+        assert torch.equal(rows[template.int_id], rows[template.cls_id])
+        assert len(model.rank("blue river", ["lamp", "cat dog"])) == 2
+        words = [
+            "--model",
+            str(tmp_path / family),
+            "--interaction",
+            "int",
+            "--output_dir",
+            str(tmp_path / f"{family}-int"),
+        ]
+        train([path, *words])
+        assert SetEncoderForReranking.from_pretrained(tmp_path / f"{family}-int").config.interaction == "int"
 
 
 def test_labels_that_the_loss_cannot_use_and_shared_queries_are_refused(backbones, samples, tmp_path):
