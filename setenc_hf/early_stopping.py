@@ -12,13 +12,20 @@ from .errors import InputError
 class EarlyStopping(EarlyStoppingCallback):
     """`EarlyStoppingCallback` by `args.early_stopping_patience`.
 
-    Resumed from a checkpoint at which training had stopped, it stops again at once, unless it is given more patience.
+    Resumed from a checkpoint at which training had stopped, it stops again at once, unless it is given more patience;
+    an evaluation of the very weights that were evaluated before counts no second time.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.early_stopping_patience = args.early_stopping_patience  # as it is wished now, not in the checkpoint
         super().on_train_begin(args, state, control, **kwargs)
         control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        # the weights that a resumed training begins with have been judged before
+        metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        if sum(entry["step"] == state.global_step and metric in entry for entry in state.log_history) < 2:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
 def reported(measures: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -240,7 +240,9 @@ def test_a_dry_run_counts_the_adapters_weights_and_refuses_what_training_would(b
     [trained] = re.findall(r"([\d,]+) of [\d,]+ weights were trained", card)
     assert f"{trained} trained weights" in said
     with pytest.raises(InputError, match="cannot be put into this model"):
-        train([path, "--dry-run", "--peft_config", '{"target_modules": ["nope"]}'])
+        train(
+            [path, "--dry-run", "--output_dir", str(tmp_path / "new"), "--peft_config", '{"target_modules": ["nope"]}']
+        )
 
 
 def test_an_adapter_on_an_adapter_and_whole_training_from_one(backbones, samples, tmp_path):
