@@ -22,7 +22,6 @@ from .configuration import SetEncoderConfig
 from .errors import InputError
 from .modeling import HUB_ARGUMENTS, OWN_FIELDS, SetEncoderForReranking
 from .recipe import nearest
-from .tokenization import SetEncoderTokenizer
 
 try:
     from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
@@ -200,8 +199,7 @@ def open_adapter(
             f"there, or name its place as `base_model_name_or_path` in {CONFIG_FILE}"
         ) from None
     base = merge(base)
-    if base.tokenizer is None:
-        base.tokenizer = SetEncoderTokenizer.from_pretrained(base_name, **hub)
+    base.open_tokenizer()
     with safe_open(found[WEIGHTS_FILE], framework="pt") as file:
         stored_names = set(file.keys())
     if any("trainable_tokens_delta" in name for name in stored_names):
@@ -218,6 +216,7 @@ def open_adapter(
         raise ValueError(f"{name_or_path}: has no score head, nor has its base {base_name!r}; it would be random")
     adapter.load_adapter(str(folder), ADAPTER)
     model = adapter.get_base_model()
+    model.is_head_new = False
     model.__dict__["adapter"] = adapter  # past nn.Module's own bookkeeping: the adapter contains the model
     model.name_or_path = name_or_path
     return model.eval()

@@ -8,7 +8,7 @@ log-sum-exps, as in blockwise attention; the backward pass runs per part with th
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -23,6 +23,7 @@ from .varlen_attention import VarlenAttention
 
 # "sdpa" in the name makes transformers refuse encoders that do not support replaceable attention
 ATTENTION = "setenc_sdpa"
+MOST_WEIGHTS = 1 << 26  # of attention written out at once: 256 MiB in float32
 
 
 class Run(NamedTuple):
@@ -346,7 +347,7 @@ def plain_attention(
     layout = chunk.layout
     for part in chunk.parts:
         shared_keys, shared_values = (by_passage(states[part.shared], 1) for states in shared)
-        for run in part.runs:
+        for run in pieces(part.runs, shared_keys.shape[1] * shared_keys.shape[2], shared_keys.shape[1], cls_only):
             run_queries = by_passage(queries[query_rows(run, cls_only)], run.size)  # [passages, heads, rows, dim]
             own_keys, own_values = own_states(keys, run, layout), own_states(values, run, layout)
             to_shared = run_queries @ shared_keys.mT.expand(run.size, -1, -1, -1) * scale - layout.discount(part.shared)
@@ -361,6 +362,19 @@ def plain_attention(
             output = own @ own_values + others @ shared_values
             outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
+
+
+def pieces(runs: Iterable[Run], shared_weights: int, heads: int, cls_only: bool) -> Iterator[Run]:
+    """Split runs of passages so that the weights of one are no more than `MOST_WEIGHTS`, and never below a passage.
+
+    Args:
+        shared_weights: of one query row to the interaction tokens, over all heads.
+    """
+    for run in runs:
+        weights = (1 if cls_only else run.length) * (heads * run.length + shared_weights)
+        most = max(MOST_WEIGHTS // weights, 1)
+        for first in range(0, run.size, most):
+            yield Run(run.passage + first, run.token + first * run.length, min(most, run.size - first), run.length)
 
 
 def _outside_window(run: Run, place: int, num_keys: int, layout: SetLayout, window: int, cls_only: bool) -> Tensor:

@@ -6,8 +6,8 @@ the memory a layer needs beside its input and output, and keeps its intermediate
 gradient checkpointing each chunk is recomputed on its own, so that a list too long for the device can be trained on.
 """
 
+import threading
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +25,6 @@ class ChunkedLayer:
     gradient_checkpointing: bool
     training: bool
     _gradient_checkpointing_func: Any
-    chunk: Chunk | InteractionTokens  # the one under way
     is_last = False  # only `[CLS]` is needed of the last layer's output
     is_cut = False  # and its feed-forward part is computed for `[CLS]` alone
 
@@ -65,17 +64,22 @@ class ChunkedLayer:
 
         def run(states: Tensor, *shared: Tensor) -> Tensor:
             # a recomputed chunk must find its own layout, and its shared states must be arguments to get a gradient
-            self.chunk = chunk.with_shared(*shared) if isinstance(chunk, Chunk) and shared else chunk
-            self.chunk.is_used, self.chunk.cls_only = False, self.is_last
-            with linear_layers(self, states):  # type: ignore[arg-type]
-                output = super(ChunkedLayer, self).forward(states, *args, set_layout=self.chunk, **kwargs)  # type: ignore[misc]
-            if not self.chunk.is_used:
+            own = chunk.with_shared(*shared) if isinstance(chunk, Chunk) and shared else chunk
+            own.is_used, own.cls_only = False, self.is_last
+            # kept by thread, not by layer: several threads may score with one model at once
+            _under_way.chunk = own
+            try:
+                with linear_layers(self, states):  # type: ignore[arg-type]
+                    output = super(ChunkedLayer, self).forward(states, *args, set_layout=own, **kwargs)  # type: ignore[misc]
+            finally:
+                _under_way.chunk = None
+            if not own.is_used:
                 raise RuntimeError(
                     f"{type(self).__name__} did not call the set attention: it was replaced, and the scores would not "
                     "be a Set-Encoder's"
                 )
             is_whole = self.is_last and output.shape[1] == states.shape[1]
-            return output[:, self.chunk.cls_rows] if is_whole else output
+            return output[:, own.cls_rows] if is_whole else output
 
         if self.gradient_checkpointing and self.training and isinstance(chunk, Chunk):
             return self._gradient_checkpointing_func(run, states, *shared)
@@ -138,9 +142,12 @@ def cut_last_layer(layer: Any) -> None:
     layer.is_last = True
     attention: Any = getattr(layer, "attention", None)
     if hasattr(attention, "self") and hasattr(attention, "output"):
-        attention.output.register_forward_pre_hook(partial(_keep_cls, layer))
+        attention.output.register_forward_pre_hook(_keep_cls)
         layer.is_cut = True
 
 
-def _keep_cls(layer: Any, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(states[:, layer.chunk.cls_rows] for states in args)
+def _keep_cls(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(states[:, _under_way.chunk.cls_rows] for states in args)
+
+
+_under_way = threading.local()  # `chunk`: the one that a layer of this thread computes

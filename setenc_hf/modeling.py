@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from typing import Any
 
@@ -84,6 +84,8 @@ class SetEncoderForReranking(PreTrainedModel):
         cut_last_layer(chunk_layers(encoder)[-1])
         self.max_tokens_per_chunk: int | None = None
         self.tokenizer: SetEncoderTokenizer | None = None
+        self.hub: dict[str, Any] = {}  # what it was opened from the hub with
+        self.is_head_new = False  # of a plain backbone, not trained yet
         self.post_init()
 
     @classmethod
@@ -103,7 +105,7 @@ class SetEncoderForReranking(PreTrainedModel):
             return open_adapter(cls, found["_adapter_model_path"], {**kwargs, "revision": found.get("revision")})
         if os.path.isfile(os.path.join(name_or_path, ADAPTER_FILE)):
             return open_adapter(cls, name_or_path, kwargs)
-        is_int_new = False
+        is_told = kwargs.get("config") is not None
         if kwargs.get("config") is None:
             stored, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
             if stored.get("is_adapter"):
@@ -111,22 +113,22 @@ class SetEncoderForReranking(PreTrainedModel):
             if stored.get("model_type") != SetEncoderConfig.model_type:
                 return cls._from_backbone(name_or_path, hub, *args, **kwargs)
             own = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
-            before = SetEncoderConfig.from_pretrained(name_or_path, **hub).interaction
-            is_int_new = before != "int" and own.get("interaction") == "int"
+            is_told = "interaction" in own
             config = SetEncoderConfig.from_pretrained(name_or_path, **hub, **own)
             set_dropout(config.encoder_config, kwargs)
             kwargs["config"] = config
         kwargs.pop("attn_implementation", None)
         loaded = super().from_pretrained(name_or_path, *args, **kwargs)
+        opened: SetEncoderForReranking = loaded[0] if isinstance(loaded, tuple) else loaded
+        opened.hub = hub
         # transformers remembers how keys were renamed on loading, and would rename them back on saving
-        for model in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
-            if isinstance(model, PreTrainedModel):
-                model._weight_conversions = None
-                align_weights(model)
-        if is_int_new:
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
-            model.tokenizer = SetEncoderTokenizer.from_pretrained(name_or_path, **hub, interaction="int")
-            model.add_interaction_token(model.tokenizer)
+        for part in opened.modules():
+            if isinstance(part, PreTrainedModel):
+                part._weight_conversions = None
+                align_weights(part)
+        is_int = is_told and opened.config.interaction == "int"
+        if is_int and stored_interaction(name_or_path, hub) in ("cls", "none"):
+            opened.add_interaction_token(opened.open_tokenizer())
         return loaded
 
     @classmethod
@@ -150,10 +152,10 @@ class SetEncoderForReranking(PreTrainedModel):
             query_length=config.query_length,
             passage_length=config.passage_length,
         )
-        model = cls(config, encoder=encoder).to(encoder.dtype)
+        model = cls(config, encoder=encoder).to(device=encoder.device, dtype=encoder.dtype)
         model.add_interaction_token(tokenizer)
         model.name_or_path = name_or_path
-        model.tokenizer = tokenizer
+        model.tokenizer, model.hub, model.is_head_new = tokenizer, hub, True
         return model.eval()
 
     def add_interaction_token(self, tokenizer: SetEncoderTokenizer) -> None:
@@ -251,11 +253,12 @@ class SetEncoderForReranking(PreTrainedModel):
         """
         if not passages:
             return []
-        tokenizer = tokenizer or self.tokenizer
-        if tokenizer is None:
-            if not self.name_or_path:
-                raise ValueError("this model was not opened from a folder or hub id: pass `tokenizer=`")
-            tokenizer = self.tokenizer = SetEncoderTokenizer.from_pretrained(self.name_or_path)
+        tokenizer = tokenizer or self.open_tokenizer()
+        if tokenizer.interaction != self.config.interaction:
+            raise ValueError(
+                f"the tokenizer packs for interaction {tokenizer.interaction!r}, the model has "
+                f"{self.config.interaction!r}"
+            )
         was_training = self.training
         self.eval()
         try:
@@ -265,14 +268,34 @@ class SetEncoderForReranking(PreTrainedModel):
         order = sorted(range(len(passages)), key=lambda index: -scores[index])
         return [{"index": index, "score": scores[index], "text": passages[index]} for index in order]
 
+    def open_tokenizer(self) -> SetEncoderTokenizer:
+        """Return the model's tokenizer, opened where it is not yet: from where the model came from, as configured."""
+        if self.tokenizer is None:
+            if not self.name_or_path:
+                raise ValueError("this model was not opened from a folder or hub id: pass `tokenizer=`")
+            fields = {name: getattr(self.config, name) for name in ("interaction", "query_length", "passage_length")}
+            self.tokenizer = SetEncoderTokenizer.from_pretrained(self.name_or_path, **self.hub, **fields)
+        return self.tokenizer
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Save the model, and the tokenizer with it where the model has one; of an opened adapter, the adapter."""
+        """Save the model, and the tokenizer with it where one can be had; of an opened adapter, the adapter."""
         if "adapter" in self.__dict__:
             self.adapter.save_pretrained(save_directory)
             return
         super().save_pretrained(save_directory, *args, **kwargs)
+        if self.tokenizer is None and self.name_or_path:
+            with suppress(OSError, ValueError):  # weights may lie without one
+                self.open_tokenizer()
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
+
+
+def stored_interaction(name_or_path: str, hub: dict[str, Any]) -> str | None:
+    """Return the interaction that a saved Set-Encoder was trained with; None where that is none."""
+    stored, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
+    if stored.get("model_type") != SetEncoderConfig.model_type:
+        return None
+    return SetEncoderConfig.from_pretrained(name_or_path, **hub).interaction
 
 
 def open_adapter(cls: type[SetEncoderForReranking], name_or_path: str, kwargs: dict[str, Any]) -> Any:

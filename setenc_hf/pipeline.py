@@ -17,8 +17,9 @@ class TextRankingPipeline(Pipeline):
     """Re-ranks the passages of each query.
 
     Call it with `(query, passages)`, with `{"query": ..., "passages": [...]}`, or with a list or an iterator of such
-    dictionaries. A passage is a text, or a dictionary with `text` and anything else, which is handed back. Returns, per
-    query, `[{"index": 3, "score": 7.1, "text": "..."}, ...]`, best first; ties keep the order of the input.
+    dictionaries. A passage is a text, or a dictionary with `text` and anything else, which is handed back but for
+    `index` and `score`, in whose place stand the model's. Returns, per query,
+    `[{"index": 3, "score": 7.1, "text": "..."}, ...]`, best first; ties keep the order of the input.
 
     Args:
         top_k: return this many passages of each query; all by default.
@@ -34,12 +35,12 @@ class TextRankingPipeline(Pipeline):
         if not isinstance(model, SetEncoderForReranking):
             raise ValueError(f"{TASK!r} needs a Set-Encoder, got {type(model).__name__}")
         model.eval()  # a model handed over in training mode would score with dropout
+        fields = {name: getattr(model.config, name) for name in ("interaction", "query_length", "passage_length")}
         if isinstance(tokenizer, PreTrainedTokenizerBase):
-            lengths = {name: getattr(model.config, name) for name in ("interaction", "query_length", "passage_length")}
-            tokenizer = SetEncoderTokenizer(tokenizer, **lengths)
+            tokenizer = SetEncoderTokenizer(tokenizer, **fields)
         elif isinstance(tokenizer, str):
-            tokenizer = SetEncoderTokenizer.from_pretrained(tokenizer)
-        tokenizer = tokenizer or model.tokenizer or SetEncoderTokenizer.from_pretrained(model.name_or_path)
+            tokenizer = SetEncoderTokenizer.from_pretrained(tokenizer, **fields)
+        tokenizer = tokenizer or model.open_tokenizer()
         self.tokenizer = model.tokenizer = tokenizer
 
     def __call__(self, inputs: Any, passages: Any = None, **kwargs: Any) -> Any:
@@ -73,7 +74,7 @@ class TextRankingPipeline(Pipeline):
     def postprocess(self, outputs: dict[str, Any], top_k: int | None = None, **_: Any) -> list[dict[str, Any]]:
         scores, passages = outputs["scores"].tolist(), outputs["passages"]
         order = sorted(range(len(passages)), key=lambda index: -scores[index])[:top_k]
-        return [{"index": index, "score": scores[index], **passages[index]} for index in order]
+        return [{**passages[index], "index": index, "score": scores[index]} for index in order]
 
     def get_iterator(self, inputs: Iterable, num_workers: int, batch_size: int, *params: Any) -> Iterator:
         """Run query after query: the stock iterator needs a collator for its batches, and lists have none."""

@@ -73,7 +73,6 @@ def rerank(args: argparse.Namespace) -> None:
 
     from .modeling import SetEncoderForReranking
     from .scoring import score_lists
-    from .tokenization import SetEncoderTokenizer
 
     logging.disable_progress_bar()
     state = PartialState(cpu=not torch.accelerator.is_available())
@@ -81,9 +80,11 @@ def rerank(args: argparse.Namespace) -> None:
     args.model = find_model(args.model)
     try:
         model = SetEncoderForReranking.from_pretrained(args.model, dtype=dtype).to(state.device)
-        tokenizer = SetEncoderTokenizer.from_pretrained(args.model) if model.tokenizer is None else model.tokenizer
+        tokenizer = model.open_tokenizer()
     except (OSError, ValueError) as error:
         raise InputError(f"model {args.model!r} cannot be used: {error}") from None
+    if model.is_head_new:
+        raise InputError(f"model {args.model!r} is no Set-Encoder: its score head would be random; fine-tune it first")
     mine = inputs[state.process_index :: state.num_processes]
     start = time.perf_counter()
     progress = tqdm(total=len(mine), desc="re-rank", unit=" lists", disable=None if state.is_main_process else True)

@@ -58,7 +58,6 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, ListwiseT
 
 def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoderTokenizer]:
     """Open the model to start from, with what the recipe changes of it, and its tokenizer."""
-    names = ("interaction", "query_length", "passage_length")
     overrides = {name: value for name, value in asdict(args).items() if value is not None}
     name_or_path, revision = overrides.pop("model"), overrides.pop("model_revision", "main")
     for name in ("peft", "peft_config", "license"):  # what is made of the model, not what it is
@@ -72,9 +71,7 @@ def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoder
         raise InputError(f"model {name_or_path!r} is no folder here, and the hub gave none: {reason}") from None
     except ValueError as error:  # a backbone that cannot be a Set-Encoder
         raise InputError(f"model {name_or_path!r}: {error}") from None
-    settings = {name: getattr(model.config, name) for name in names}
-    tokenizer = model.tokenizer or SetEncoderTokenizer.from_pretrained(name_or_path, revision=revision, **settings)
-    model.tokenizer = tokenizer
+    tokenizer = model.open_tokenizer()
     check_lengths(model, tokenizer)
     if "adapter" in model.__dict__:  # an adapter that was trained before: go on from what it makes of its base
         from .adapters import merge

@@ -245,6 +245,21 @@ def test_a_dry_run_counts_the_adapters_weights_and_refuses_what_training_would(b
         )
 
 
+@pytest.mark.parametrize("changed", [{"passage_length": 4}, {"interaction": "cls"}])
+def test_an_adapter_of_a_set_encoder_keeps_its_own_lengths_and_interaction(changed, backbones, tmp_path):
+    SetEncoderForReranking.from_pretrained(backbones["bert"], passage_length=20).save_pretrained(tmp_path / "base")
+    model = SetEncoderForReranking.from_pretrained(str(tmp_path / "base"), **changed)
+    model.open_tokenizer()
+    adapter = add_adapter(model, "lora", {"init_lora_weights": False})
+    torch.nn.init.normal_(model.linear.weight)
+    expected = scores(adapter.get_base_model())
+    adapter.save_pretrained(tmp_path / "adapter")
+    opened = SetEncoderForReranking.from_pretrained(str(tmp_path / "adapter"))
+    assert scores(opened) == expected
+    merge(opened).save_pretrained(tmp_path / "merged")
+    assert scores(SetEncoderForReranking.from_pretrained(tmp_path / "merged")) == pytest.approx(expected, abs=2e-4)
+
+
 def test_an_adapter_on_an_adapter_and_whole_training_from_one(backbones, samples, tmp_path):
     train([recipe(tmp_path, samples, backbones["bert"], save_strategy="no")])
     first = str(tmp_path / "out")

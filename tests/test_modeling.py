@@ -1,8 +1,10 @@
 """What makes a Set-Encoder: its scores follow a definition, and depend on nothing else."""
 
+import copy
 import json
 import math
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from transformers import (
 )
 
 from conftest import WORDS
-from setenc_hf.attention import SetLayout
+from setenc_hf.attention import Run, SetLayout, pieces
 from setenc_hf.chunking import ChunkedLayer
 from setenc_hf.configuration import SetEncoderConfig
 from setenc_hf.modeling import SetEncoderForReranking
@@ -403,3 +405,66 @@ def test_rank_gives_passages_best_first(backbones):
     assert model.rank("cat", []) == []
     with pytest.raises(ValueError, match="non-empty list"):
         tokenizer("cat", "dog")
+
+
+# ---- one model, many callers ---------------------------------------------------------------------------------------
+
+
+def test_threads_that_share_a_model_get_their_own_scores(backbones):
+    model, tokenizer = load(backbones["bert"])
+    model.max_tokens_per_chunk = 60
+    packed = [tokenizer("blue river", make_passages(count, count)) for count in (3, 9, 14, 22)]
+    expected = [model(**item).logits for item in packed]
+
+    def score(place: int) -> bool:
+        with torch.no_grad():
+            return torch.equal(model(**packed[place % 4]).logits, expected[place % 4])
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(score, range(80)))
+
+
+def test_a_model_can_be_copied_after_a_training_step_of_several_chunks(backbones):
+    model, tokenizer = load(backbones["bert"])
+    model.max_tokens_per_chunk = 60
+    packed = tokenizer("blue river", make_passages(14))
+    model.train()(**packed).logits.sum().backward()
+    assert torch.equal(copy.deepcopy(model).eval()(**packed).logits, model.eval()(**packed).logits)
+
+
+@pytest.mark.parametrize("cls_only", [False, True])
+def test_attention_written_out_in_pieces_is_the_same(backbones, monkeypatch, cls_only):
+    model, tokenizer = load(backbones["modernbert"])  # its windows are shorter than these passages
+    packed = tokenizer("blue river", ["lamp cat dog " * 7] * 5 + make_passages(6))
+    expected = model(**packed).logits
+    monkeypatch.setattr("setenc_hf.attention.MOST_WEIGHTS", 1)
+    assert torch.allclose(model(**packed).logits, expected, atol=1e-6)
+    runs = [Run(passage=2, token=10, size=5, length=4)]
+    monkeypatch.setattr("setenc_hf.attention.MOST_WEIGHTS", (1 if cls_only else 4) * 2 * (2 * 4 + 6))
+    assert list(pieces(runs, shared_weights=6, heads=2, cls_only=cls_only)) == [
+        Run(2, 10, 2, 4), Run(4, 18, 2, 4), Run(6, 26, 1, 4)
+    ]  # fmt: skip
+
+
+def test_what_is_changed_on_opening_reaches_the_tokenizer(backbones, tmp_path):
+    model, _ = load(backbones["bert"])
+    model.save_pretrained(tmp_path)
+    passages = make_passages(4)
+    for changed in ({"interaction": "none"}, {"interaction": "cls"}, {"passage_length": 2}, {"query_length": 1}):
+        opened = SetEncoderForReranking.from_pretrained(tmp_path, **changed)
+        tokenizer = SetEncoderTokenizer.from_pretrained(str(tmp_path), **changed)
+        assert opened.rank("blue river lamp", passages) == opened.rank("blue river lamp", passages, tokenizer)
+        assert opened.rank("blue river lamp", passages) != model.rank("blue river lamp", passages)
+    with pytest.raises(ValueError, match="packs for interaction 'none', the model has 'int'"):
+        model.rank("blue", passages, SetEncoderTokenizer.from_pretrained(str(tmp_path), interaction="none"))
+    SetEncoderForReranking.from_pretrained(tmp_path).save_pretrained(tmp_path / "copy")
+    copied = SetEncoderForReranking.from_pretrained(tmp_path / "copy")
+    assert copied.rank("blue river", passages) == model.rank("blue river", passages)
+
+
+def test_an_auto_class_gives_a_new_interaction_token_too(backbones, tmp_path):
+    load(backbones["bert"], "cls")[0].save_pretrained(tmp_path)
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path, interaction="int")
+    template = opened.open_tokenizer().template
+    rows = opened.get_input_embeddings().weight
+    assert torch.equal(rows[template.int_id], rows[template.cls_id])

@@ -72,6 +72,8 @@ WORDS_OF_QUERIES = [word for word in WORDS.split() if len(word) > 2]
 def test_rerank_refuses_what_it_cannot_do(model, backbones, tmp_path):
     collection, run = make_collection(tmp_path / "collection"), make_run(tmp_path)
     out = tmp_path / "out.run"
+    with pytest.raises(InputError, match="is no Set-Encoder: its score head would be random"):
+        rerank(words_for(backbones["bert"], collection, run, out))
     with pytest.raises(InputError, match="nowhere: no such folder"):
         rerank(words_for(str(tmp_path / "nowhere"), collection, run, out))
     with pytest.raises(InputError, match="share no query"):
@@ -153,7 +155,8 @@ def test_the_pipeline(model):
     assert list(ranker(item for item in [row])) == [expected]
     assert ranker(row, top_k=2) == expected[:2]
     assert ranker({"query": "flea", "passages": []}) == []
-    assert ranker("flea", [{"text": "lamp", "id": "0012"}])[0]["id"] == "0012"
+    [hit] = ranker("flea", [{"text": "lamp", "id": "0012", "score": 99.0, "index": "d7"}])
+    assert hit == {**ranker("flea", ["lamp"])[0], "id": "0012"}  # a first stage's score is not the model's
     trained = SetEncoderForReranking.from_pretrained(model).train()
     assert pipeline("text-ranking", model=trained)(row) == expected
     with pytest.raises(ValueError, match="one query is"):
