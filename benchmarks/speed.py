@@ -47,11 +47,11 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, work: Path) -> None:
         self.args, self.work = args, work
+        self.lists = self.read_texts()
         self.pythons = {OURS: Path(sys.executable)}
         for name in (LIGHTNING, SENTENCES):
             self.pythons[name] = environment(name, args.environments)
         self.model = args.model or backbone()
-        self.lists = self.read_texts()
         self.started = time.monotonic()
 
     def is_late(self) -> bool:

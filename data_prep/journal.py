@@ -77,8 +77,12 @@ class Journal:
             self._add({"type": "settings", "settings": settings})
 
     def check(self, settings: dict[str, Any], accept_changes: bool) -> None:
-        """Raise `InputError` naming every setting that differs from the journal's last ones, unless accepted."""
-        if self.settings and self.settings != settings and not accept_changes:
+        """Raise `InputError` naming every setting that differs from the journal's last ones, unless accepted.
+
+        A journal of which nothing has been asked yet goes on with any.
+        """
+        is_asked = bool(self.answers or self.unanswered or self.batches)
+        if is_asked and self.settings != settings and not accept_changes:
             changes = [
                 f"{name} was {self.settings.get(name)!r:.60}, is {settings.get(name)!r:.60}"
                 for name in sorted(self.settings.keys() | settings.keys())

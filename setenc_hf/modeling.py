@@ -1,6 +1,7 @@
 """The Set-Encoder: a backbone whose attention reaches across the passages of a query, and a linear layer on `[CLS]`."""
 
 import inspect
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -19,6 +20,7 @@ from .configuration import SetEncoderConfig
 from .packing import unpack
 from .tokenization import SetEncoderTokenizer
 
+logger = logging.getLogger(__name__)
 FAMILIES = "BERT, ELECTRA, RoBERTa, XLM-RoBERTa, DistilBERT, ModernBERT"
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
 WEIGHT_ALIGNMENT = 64  # bytes
@@ -258,6 +260,10 @@ class SetEncoderForReranking(PreTrainedModel):
             raise ValueError(
                 f"the tokenizer packs for interaction {tokenizer.interaction!r}, the model has "
                 f"{self.config.interaction!r}"
+            )
+        if self.is_head_new:
+            logger.warning(
+                f"{self.name_or_path or 'this model'} has a new score head: until it is trained, it ranks at random"
             )
         was_training = self.training
         self.eval()

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers import set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import get_model_param_count
 
 from .arguments import DataArguments, ModelArguments
@@ -187,6 +188,15 @@ def prepare_output(args: DataArguments, training: ListwiseTrainingArguments) -> 
     return None
 
 
+def check_reporting(training: ListwiseTrainingArguments) -> None:
+    """Raise `InputError` where `report_to` names what is not installed."""
+    try:
+        for callback in get_reporting_integration_callbacks(training.report_to):
+            callback()
+    except (RuntimeError, ImportError, ValueError) as error:
+        raise InputError(f"`report_to` {' '.join(training.report_to)} cannot be had: {error}") from None
+
+
 def empty_output(training: ListwiseTrainingArguments, needed: Sequence[str]) -> None:
     """Remove an earlier training; raises `InputError` where the folder holds what this one needs."""
     output = Path(training.output_dir).resolve()
@@ -248,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     set_seed(training.seed)  # the new head must be the same on every process
     model, tokenizer = load_model(model_args)
     train, evaluated = load_data(data_args, tokenizer, training)
+    check_reporting(training)
     patience = training.early_stopping_patience
     check_best_metric(training, list(parse_measures(training.measures)), list(evaluated), patience)
     callbacks: list[Any] = [CurvesCallback()]

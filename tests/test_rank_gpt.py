@@ -265,6 +265,15 @@ def test_changed_settings_are_noticed(data):
         assert len(fake.bodies) < asked + WINDOWS + 1  # the first pass was not asked again
 
 
+def test_a_job_that_asked_nothing_binds_nobody(data, monkeypatch):
+    with FakeLlm() as fake:
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="OPENAI_API_KEY"):
+            patch.setattr("data_prep.llm_client._is_own_network", lambda _: False)
+            patch.delenv("OPENAI_API_KEY")
+            rank(data, fake)
+        assert rank(data, fake, "--temperature", 0.5) == 0
+
+
 def test_changed_texts_are_noticed(data):
     with FakeLlm() as fake:
         rank(data, fake)

@@ -357,6 +357,17 @@ def test_an_earlier_training_is_removed_only_when_the_next_one_can_begin(backbon
     assert (tmp_path / "out" / "model.safetensors").read_bytes() != weights
 
 
+def test_a_report_that_cannot_be_had_is_refused_before_anything_is_removed(backbones, samples, tmp_path, monkeypatch):
+    path = recipe(tmp_path, samples, backbones["bert"], report_to="tensorboard", overwrite_output=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").touch()
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    for words in ([], ["--dry-run"]):
+        with pytest.raises(InputError, match="`report_to` tensorboard cannot be had"):
+            train([path, *words])
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
 def test_evaluation_without_samples_is_refused(backbones, samples, tmp_path):
     path = recipe(tmp_path, samples, backbones["bert"], eval_samples=None)
     for words in ([], ["--dry-run"]):
