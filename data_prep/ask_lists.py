@@ -38,7 +38,7 @@ async def ask_lists(
         nonlocal lost_in_a_row, unranked, stopped
         await asyncio.sleep(min(number, concurrency) * CONNECTION_INTERVAL)
         for item in waiting:
-            is_ours = is_lost = False
+            is_answered = False  # now, and not by the journal
             while request := teacher.advance(item):
                 if request.key in asking:
                     await asking[request.key].wait()
@@ -50,12 +50,12 @@ async def ask_lists(
                             return
                         await client.ask(request)
                     lost_in_a_row = 0
-                    is_ours = True
+                    is_answered = True
                 except InputError:
                     stopped = True
                     raise
                 except Unanswered as error:
-                    is_lost = True
+                    is_answered = False
                     item.failure = str(error)
                     lost_in_a_row += 1
                     if lost_in_a_row >= GIVE_UP_AFTER:
@@ -67,7 +67,7 @@ async def ask_lists(
                     asking.pop(request.key).set()
                 on_answer(item)
             on_answer(item)
-            unranked += is_ours and not is_lost and item.failure is not None
+            unranked += is_answered and item.failure is not None
             if unranked >= UNRANKED_AT_FIRST and not teacher.outcomes.answered:
                 raise InputError(
                     f"the first {unranked} lists got {item.failure}; the job was stopped. What came is in the journal"

@@ -115,11 +115,12 @@ def make_plan(folder: Path, settings: dict, source: dict, append: bool, chunk_pa
     """Return the plan of the index, written anew where there is none or where a collection is added."""
     check_settings(folder / INDEX_FILE, settings)  # another retriever's index has no plan
     plan = check_settings(folder / PLAN_FILE, settings)
+    is_known, is_whole = source in planned_sources(folder), plan is not None and finished(folder, plan)
     if plan is None:
         plan = settings | {"chunk_passages": chunk_passages, "sources": [{"source": source, "first_chunk": 0}]}
-    elif source in planned_sources(folder) and (source == plan["sources"][-1]["source"] or finished(folder, plan)):
+    elif is_known and (is_whole or source == plan["sources"][-1]["source"]):
         return plan
-    elif not finished(folder, plan) and (append or source in planned_sources(folder)):
+    elif not is_whole and (is_known or append):
         last = "its last collection is not indexed to the end"
         raise InputError(f"{folder}: {last}; give that one again, with --append, before another")
     elif not append:

@@ -105,10 +105,10 @@ class Teacher:
             else:
                 answers = answers[: self.attempts]
                 # nothing but thoughts that were cut: the same question would end there again, and be paid for
-                hopeless = bool(answers) and answers[-1].finish_reason == CUT and not answers[-1].text.strip()
+                is_cut = bool(answers) and answers[-1].finish_reason == CUT
+                hopeless = is_cut and not answers[-1].text.strip()
                 if len(answers) < self.attempts and not hopeless:
                     return request
-                is_cut = answers[-1].finish_reason == CUT
                 self.outcomes.asked_again += len(answers) - 1
                 self.outcomes.failed += 1
                 self.outcomes.cut += is_cut

@@ -39,6 +39,7 @@ def summary(
     assert journal is not None  # a summary follows a job, and a job has its journal
     failed = sum(item.failure is not None for item in lists)
     finished = sum(not item.failure and not item.sliding.remaining for item in lists)
+    cut = f"{outcomes.cut:,} windows: raise --max-answer-tokens"
     rows = [
         ("lists ranked", f"{finished:,} of {len(lists):,}"),
         ("lists failed", f"{failed:,}"),
@@ -46,15 +47,12 @@ def summary(
         ("  well-formed", f"{outcomes.well_formed:,}"),
         ("  repaired", f"{outcomes.repaired:,}{_kinds(outcomes.repairs)}"),
         ("windows failed", f"{outcomes.failed:,}"),
+        *([("answers cut at their limit", cut)] if outcomes.cut else []),
         ("asked again (no ranking)", f"{outcomes.asked_again:,}"),
         ("sent again (server)", f"{sum(sent_again.values()):,}{_kinds(sent_again)}"),
         *usage_rows(journal.usage, prices),
         ("seconds", f"{seconds:.1f}"),
     ]
-    if outcomes.cut:
-        place = next(place for place, (name, _) in enumerate(rows) if name == "windows failed")
-        note = f"{outcomes.cut:,} windows: raise --max-answer-tokens"
-        rows.insert(place + 1, ("answers cut at their limit", note))
     if journal.unanswered:
         note = f"{journal.unanswered:,} requests whose answer never came whole are counted as if billed"
         rows.insert(-1, ("  of them", note))

@@ -108,7 +108,7 @@ class SetEncoderForReranking(PreTrainedModel):
         if os.path.isfile(os.path.join(name_or_path, ADAPTER_FILE)):
             return open_adapter(cls, name_or_path, kwargs)
         is_told = kwargs.get("config") is not None
-        if kwargs.get("config") is None:
+        if not is_told:
             stored, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
             if stored.get("is_adapter"):
                 return open_adapter(cls, name_or_path, kwargs)
@@ -274,13 +274,17 @@ class SetEncoderForReranking(PreTrainedModel):
         order = sorted(range(len(passages)), key=lambda index: -scores[index])
         return [{"index": index, "score": scores[index], "text": passages[index]} for index in order]
 
+    @property
+    def tokenizer_fields(self) -> dict[str, Any]:
+        """What the configuration says of the tokenizer."""
+        return {name: getattr(self.config, name) for name in ("interaction", "query_length", "passage_length")}
+
     def open_tokenizer(self) -> SetEncoderTokenizer:
         """Return the model's tokenizer, opened where it is not yet: from where the model came from, as configured."""
         if self.tokenizer is None:
             if not self.name_or_path:
                 raise ValueError("this model was not opened from a folder or hub id: pass `tokenizer=`")
-            fields = {name: getattr(self.config, name) for name in ("interaction", "query_length", "passage_length")}
-            self.tokenizer = SetEncoderTokenizer.from_pretrained(self.name_or_path, **self.hub, **fields)
+            self.tokenizer = SetEncoderTokenizer.from_pretrained(self.name_or_path, **self.hub, **self.tokenizer_fields)
         return self.tokenizer
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]

@@ -35,11 +35,10 @@ class TextRankingPipeline(Pipeline):
         if not isinstance(model, SetEncoderForReranking):
             raise ValueError(f"{TASK!r} needs a Set-Encoder, got {type(model).__name__}")
         model.eval()  # a model handed over in training mode would score with dropout
-        fields = {name: getattr(model.config, name) for name in ("interaction", "query_length", "passage_length")}
         if isinstance(tokenizer, PreTrainedTokenizerBase):
-            tokenizer = SetEncoderTokenizer(tokenizer, **fields)
+            tokenizer = SetEncoderTokenizer(tokenizer, **model.tokenizer_fields)
         elif isinstance(tokenizer, str):
-            tokenizer = SetEncoderTokenizer.from_pretrained(tokenizer, **fields)
+            tokenizer = SetEncoderTokenizer.from_pretrained(tokenizer, **model.tokenizer_fields)
         tokenizer = tokenizer or model.open_tokenizer()
         self.tokenizer = model.tokenizer = tokenizer
 
