@@ -1,8 +1,9 @@
 """Ranking losses by name, and mixtures of them: `(scores, labels) -> scalar`, both [queries, longest list].
 
 Every loss is a mean over the lists of a batch of a value that depends on one list alone, so that one batch of four
-lists equals four batches of one. A list that teaches nothing (all labels equal, one passage) costs 0. Losses are
-computed in float32 whatever the scores' type.
+lists equals four batches of one. A list that teaches nothing (one passage; all labels equal, but for `kl_divergence`
+and `margin_mse`, to which equal scores of a teacher say something) costs 0. Losses are computed in float32 whatever
+the scores' type.
 
 A recipe names a loss, with options in brackets, or several that are added up with weights:
 
