@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import count, groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +21,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from . import varlen_attention
 from .varlen_attention import VarlenAttention
 
-# "sdpa" in the name makes transformers refuse encoders that do not support replaceable attention
-ATTENTION = "setenc_sdpa"
+# "sdpa" in the name makes transformers refuse encoders that do not support replaceable attention. Each copy of this
+# file (a model's own code, beside the package) takes a name of its own: it knows only its own classes of chunks.
+_TAKEN = AttentionInterface().valid_keys()
+ATTENTION = next(name for number in count() if (name := f"setenc_sdpa{number or ''}") not in _TAKEN)
 MOST_WEIGHTS = 1 << 26  # of attention written out at once: 256 MiB in float32
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from conftest import WORDS
-from setenc_hf.attention import Run, SetLayout, pieces
+from setenc_hf.attention import ATTENTION, Run, SetLayout, pieces
 from setenc_hf.chunking import ChunkedLayer
 from setenc_hf.configuration import SetEncoderConfig
 from setenc_hf.modeling import SetEncoderForReranking
@@ -100,7 +100,7 @@ def defined_scores(model, tokenizer, query: str, passages: list[str]) -> torch.T
             **(types if model.has_token_types else {}),
         ).last_hidden_state
     finally:
-        model.encoder.config._attn_implementation = "setenc_sdpa"
+        model.encoder.config._attn_implementation = ATTENTION
         for layer in layers:
             layer.__class__ = ours
         for module, kept in zip(hooked, hooks):

@@ -44,6 +44,14 @@ ranked = model.rank("cat life", ["the cat of water", "a dog", "green paper lamp 
 print("scores", *(row["score"].hex() for row in sorted(ranked, key=lambda row: row["index"])))
 assert not any(name.startswith("setenc_hf") for name in sys.modules)
 model.save_pretrained(sys.argv[2])
+
+sys.meta_path.pop(0)
+import setenc_hf.modeling  # its own copy of the same code
+
+model.max_tokens_per_chunk = 1
+again = model.rank("cat life", ["the cat of water", "a dog", "green paper lamp in stone"])
+assert [row["index"] for row in again] == [row["index"] for row in ranked]
+assert all(abs(row["score"] - before["score"]) < 1e-6 for row, before in zip(again, ranked))
 """
 
 
