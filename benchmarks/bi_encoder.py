@@ -20,9 +20,7 @@ TEXTS_PER_BATCH = 32
 
 
 @torch.inference_mode()
-def encode(  # type: ignore[no-untyped-def]
-    model: torch.nn.Module, tokenizer, texts: Sequence[str], length: int, bfloat16: bool = False
-) -> torch.Tensor:
+def encode(model: torch.nn.Module, tokenizer, texts: Sequence[str], length: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
     """Return unit vectors [texts, hidden], computed in batches of texts of similar length."""
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     vectors: list[torch.Tensor] = [torch.empty(0)] * len(texts)
@@ -31,8 +29,7 @@ def encode(  # type: ignore[no-untyped-def]
         inputs = tokenizer(
             [texts[i] for i in batch], padding=True, truncation=True, max_length=length, return_tensors="pt"
         )
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            states = model(**inputs).last_hidden_state.float()  # [texts, tokens, hidden]
+        states = model(**inputs).last_hidden_state  # [texts, tokens, hidden]
         mask = inputs["attention_mask"][..., None]
         means = (states * mask).sum(1) / mask.sum(1)
         for index, vector in zip(batch, torch.nn.functional.normalize(means, dim=-1)):

@@ -23,7 +23,7 @@ from setenc_hf.errors import InputError
 from setenc_hf.measures import parse_measures, per_query, run_scores
 from setenc_hf.trec import Qrel, read_lists, read_qrels
 
-from .effectiveness_report import BI_ENCODER, MEASURES, Results, Values, draw, render
+from .effectiveness_report import BI_ENCODER, MEASURES, TEACHER, Results, Values, draw, render
 from .environments import PEERS
 from .folders import backbone
 from .report import write_report
@@ -36,35 +36,28 @@ DEPTHS = (10, 20, 50, 100, 200)  # passages re-ranked of the judged pools, by BM
 POOL = "judged-pool-bm25"
 DEPTH = 100
 RECIPES = {stage: ROOT / "recipes" / f"minilm-stage{stage}.json" for stage in (1, 2)}
-TAUGHT = (
-    "data_prep.merge_runs --method linear --weights 1 0.05 --first-only --runs {{o}}/runs/{name}.run "
-    "{{o}}/runs/bm25.run --output {{o}}/runs/{name}-taught.run"
-)
-LABELLED = (
-    "data_prep.build_samples --collection {{d}}/msmarco-dev --labels score --run {{o}}/runs/{name}-taught.run "
-    "--output {{o}}/samples/{name}"
-)
-# a bi-encoder of 110 million weights: better than the backbone, and quick to ask, as it reads each passage once
-TEACHER = "sentence-transformers/all-mpnet-base-v2"
+SAMPLES = "data_prep.build_samples --collection {d}/msmarco-dev --labels score"
+TAUGHT = "data_prep.merge_runs --method linear --weights 0.6 0.6 0.06 --first-only"
 # every training is measured once, at its end; the measure is of the samples' names here
 TO_THE_END = (
     "--report_to none --eval_strategy no --save_strategy no --load_best_model_at_end false "
     "--metric_for_best_model dl21_nDCG@10"
 )
-# What is prepared under the output folder {o} from the data {d} and the teacher {t}: a path, and the command that makes
-# it, or makes it last. Stage 1 learns the bi-encoder's cosines with BM25's scores, which tell what the cosines miss,
-# and stage 2 the order of strong systems; what strong systems leave out tells as much as what they list, so that the
-# order goes on with SPLADE++'s passages and then BM25's.
+# the cross-encoder that labels together with the backbone: our own, of the same recipes
+TRAIN = (
+    f"setenc_hf.train recipes/minilm-stage{{n}}.json --seed 1 {TO_THE_END} --overwrite_output true "
+    "--eval_samples {{o}}/samples/dev {{o}}/samples/dl21 --output_dir {{o}}/teacher/stage{n}"
+)
+RERANK = "setenc_hf.rerank --model {o}/teacher/stage2 --collection {d}/msmarco-dev --depth 100"
+# What is prepared under the output folder {o} from the data {d} and the backbone {b}: a path, and the command that
+# makes it, or makes it last. Labels come in two rounds. In the first, stage 1 learns the backbone's cosines and stage 2
+# the order of strong systems; what strong systems leave out tells as much as what they list, so that the order goes on
+# with SPLADE++'s passages and then BM25's. In the second round, the model of the first, the cosines and BM25 label
+# stage 1's lists together, which is better than any of them alone: this is what every system learns from.
 PREPARED = {
-    "runs/retrieved.run": "benchmarks.bi_encoder_teacher --model {t} --collection {d}/msmarco-dev "
+    "runs/retrieved.run": "benchmarks.backbone_teacher --model {b} --collection {d}/msmarco-dev "
     "--qrels {d}/msmarco-dev/qrels.train.txt --exclude {d}/msmarco-dev/qrels.dev.txt "
     "--run {d}/msmarco-dev/runs/bm25-top20.train.run {d}/msmarco-dev/runs/bing-top10.train.run --output {o}/runs",
-    "runs/bm25.run": "data_prep.retrieve --retriever bm25 --collection {d}/msmarco-dev --index-dir {o}/bm25 "
-    "--depth 1000 --output {o}/runs/bm25.run",
-    "runs/mined-taught.run": TAUGHT.format(name="mined"),
-    "runs/retrieved-taught.run": TAUGHT.format(name="retrieved"),
-    "samples/mined": LABELLED.format(name="mined"),
-    "samples/retrieved": LABELLED.format(name="retrieved"),
     "runs/teacher.run": "data_prep.merge_runs --method concatenate --runs "
     "{d}/trec-dl/dl22/teacher-runs/fused-trec-systems.run {d}/trec-dl/dl22/runs/splade-pp.run "
     "{d}/trec-dl/dl22/runs/bm25.run --output {o}/runs/teacher.run",
@@ -74,6 +67,23 @@ PREPARED = {
     "--labels relevance --no-add-relevant --output {o}/samples/dl21",
     "samples/teacher": "data_prep.build_samples --run {o}/runs/teacher.run --collection {d}/trec-dl/dl22 --labels rank "
     "--depth 250 --output {o}/samples/teacher",
+    "samples/backbone-mined": f"{SAMPLES} --run {{o}}/runs/mined.run --output {{o}}/samples/backbone-mined",
+    "samples/backbone-retrieved": f"{SAMPLES} --run {{o}}/runs/retrieved.run --output {{o}}/samples/backbone-retrieved",
+    "teacher/stage1/results.json": TRAIN.format(n=1)
+    + " --model {b} --train_samples {o}/samples/backbone-mined {o}/samples/backbone-retrieved",
+    "teacher/stage2/results.json": TRAIN.format(n=2)
+    + " --model {o}/teacher/stage1 --train_samples {o}/samples/teacher",
+    "runs/mined-reranked.run": f"{RERANK} --run {{o}}/runs/candidates.run --output {{o}}/runs/mined-reranked.run",
+    "runs/retrieved-reranked.run": f"{RERANK} --run {{o}}/runs/retrieved.run "
+    "--output {o}/runs/retrieved-reranked.run",
+    "runs/bm25.run": "data_prep.retrieve --retriever bm25 --collection {d}/msmarco-dev --index-dir {o}/bm25 "
+    "--depth 1000 --output {o}/runs/bm25.run",
+    "runs/mined-taught.run": TAUGHT + " --runs {o}/runs/candidates.run {o}/runs/mined-reranked.run {o}/runs/bm25.run "
+    "--output {o}/runs/mined-taught.run",
+    "runs/retrieved-taught.run": TAUGHT + " --runs {o}/runs/retrieved.run {o}/runs/retrieved-reranked.run "
+    "{o}/runs/bm25.run --output {o}/runs/retrieved-taught.run",
+    "samples/mined": f"{SAMPLES} --run {{o}}/runs/mined-taught.run --output {{o}}/samples/mined",
+    "samples/retrieved": f"{SAMPLES} --run {{o}}/runs/retrieved-taught.run --output {{o}}/samples/retrieved",
 }
 TRAINED_ON = {1: ("mined", "retrieved"), 2: ("teacher",)}  # by stage
 DEVELOPED_ON = ("dev", "dl21")
@@ -94,7 +104,6 @@ class Bench:
         self.data: Path = args.data.resolve()
         self.output: Path = args.output.resolve()
         self.dl19 = self.data / "trec-dl" / "dl19"
-        self.teacher: str = args.teacher
         self.overrides: list[str] = args.train
         self.stages = range(1, args.stages + 1)
         self.environments = ["--environments", args.environments] if args.environments else []
@@ -103,7 +112,8 @@ class Bench:
         """Make the teachers' runs and the samples that are not there yet."""
         for name, words in PREPARED.items():
             if not (self.output / name).exists():
-                run(*(word.format(d=self.data, o=self.output, t=self.teacher) for word in words.split()))
+                command = [word.format(d=self.data, o=self.output, b=backbone()) for word in words.split()]
+                run(*command, *(self.overrides if command[0] == "setenc_hf.train" else ()))
 
     def model(self, system: str, seed: int, stage: int) -> Path:
         return self.output / f"{system}-{seed}" / f"stage{stage}"
@@ -152,8 +162,8 @@ class Bench:
             results.add_run(first, self.values(self.dl19 / "runs" / f"{first}.run"))
         for path in sorted((self.output / BI_ENCODER).glob("*.run")):
             results.add_run(f"{BI_ENCODER}/{path.stem}", self.values(path))
-        for system in SYSTEMS:
-            for folder in sorted(self.output.glob(f"{system}-[0-9]*")):
+        for pattern in (TEACHER, *(f"{system}-[0-9]*" for system in SYSTEMS)):
+            for folder in sorted(self.output.glob(pattern)):
                 for path in sorted(folder.glob("stage*.run")):
                     stage, _, reranked = path.stem.partition("-")
                     results.add_run(f"{folder.name}/{stage}/{reranked}", self.values(path))
@@ -170,14 +180,14 @@ class Bench:
         return per_query(parse_measures(MEASURES), self.qrels, run_scores(read_lists(path)))
 
 
-def method(overrides: Sequence[str], teacher: str = TEACHER) -> str:
-    """Return what stands for the recipes, for what overrides them, for the teacher and for how their samples are made.
+def method(overrides: Sequence[str]) -> str:
+    """Return what stands for the recipes, for what overrides them and for how their samples are made.
 
     Precision is no part of it: machines differ in what they are fast at.
     """
     told = " ".join(overrides).replace("--bf16 true", "").strip()
-    parts = [json.dumps(PREPARED), Path(teacher).name, *(path.read_text("utf-8") for path in RECIPES.values()), told]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+    text = json.dumps(PREPARED) + "".join(path.read_text("utf-8") for path in RECIPES.values()) + told
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -189,7 +199,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with msmarco-dev and trec-dl")
     add("--output", type=Path, required=True, help="folder of samples, models and runs")
-    add("--teacher", default=TEACHER, help="bi-encoder that labels stage 1's lists (default: %(default)s)")
     add("--systems", nargs="*", choices=SYSTEMS, default=list(OURS), help="what to train (default: our two)")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
     add("--first-stages", nargs="*", choices=FIRST_STAGES, default=["bm25"], help="runs to re-rank (default: bm25)")
@@ -200,7 +209,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="",
         type=str.split,
         metavar="'ARGUMENTS'",
-        help="what overrides both recipes, as one word",
+        help="what overrides both recipes, the labelling model's too, as one word",
     )
     add("--environments", type=Path, help="where the peers' environments are built")
     add("--results", type=Path, help="JSON file of figures per query, which is gone on with")
@@ -214,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = Bench(args)
     if not (bench.dl19 / "qrels.txt").exists():
         raise InputError(f"{bench.dl19}: no qrels.txt there; --data names a folder with msmarco-dev and trec-dl/dl19")
-    results = Results(method(args.train, args.teacher), args.results)
+    results = Results(method(args.train), args.results)
     bench.prepare()
     for first in args.first_stages:
         bench.rerank_untrained(first)

@@ -16,6 +16,7 @@ from .report import processor, table
 MEASURES = ("nDCG@10", "MRR@10")
 MAIN = MEASURES[0]
 BI_ENCODER = "bi-encoder"
+TEACHER = "teacher"
 DIGITS = 6
 Values = dict[str, dict[str, float]]  # measure -> query_id -> value
 
@@ -180,7 +181,11 @@ def render(results: Results, first_stages: Sequence[str], depth: int, pool: str,
         parts.append(depth_table(results, pool, depths))
     processors = sorted({str(training["processor"]) for training in results.trainings.values()})
     if processors:
-        parts.append(f"Trained on {'; '.join(processors)}.")
+        said = f"Trained on {'; '.join(processors)}."
+        if taught := [name for name in results.trainings if name.startswith(f"{TEACHER}/")]:
+            seconds = sum(results.seconds([name]) for name in taught)
+            said += f" The cross-encoder that took part in labelling was trained in {seconds:,.0f} s before."
+        parts.append(said)
     return "\n\n".join(parts)
 
 

@@ -224,14 +224,13 @@ def samples(tmp_path):
     return output
 
 
-def test_a_bi_encoder_teaches_its_cosines_and_the_judgements(backbones, tmp_path, monkeypatch):
+def test_the_backbone_teaches_its_cosines_and_the_judgements(backbones, tmp_path):
     from transformers import AutoModel, AutoTokenizer
 
+    from benchmarks.backbone_teacher import BONUS, SCALE, main
     from benchmarks.bi_encoder import encode
-    from benchmarks.bi_encoder_teacher import BONUS, SCALE, main
     from setenc_hf.trec import read_lists
 
-    monkeypatch.setattr("benchmarks.bi_encoder_teacher.is_bfloat16_fast", lambda device: False)
     folder = make_collection(tmp_path)
     texts = {row["doc_id"]: row["text"] for row in map(json.loads, (folder / "corpus.jsonl").read_text().splitlines())}
     queries = dict(line.split("\t") for line in (folder / "queries.tsv").read_text().splitlines())
@@ -241,7 +240,7 @@ def test_a_bi_encoder_teaches_its_cosines_and_the_judgements(backbones, tmp_path
     (tmp_path / "e.txt").write_text(f"{evaluated} 0 {other} 1\n")
     (tmp_path / "r.run").write_text(f"{taught} Q0 {other} 1 2 t\n{evaluated} Q0 {other} 1 2 t\n")
     words = f"--model {backbones['bert']} --collection {folder} --qrels {tmp_path / 'q.txt'} --run {tmp_path / 'r.run'}"
-    words += f" --exclude {tmp_path / 'e.txt'} --depth 3 --output {tmp_path / 'out'}"
+    words += f" --exclude {tmp_path / 'e.txt'} --depth 3 --top 1 --below 1 --output {tmp_path / 'out'}"
     main(words.split())
 
     model, tokenizer = (kind.from_pretrained(backbones["bert"]) for kind in (AutoModel, AutoTokenizer))
@@ -249,7 +248,13 @@ def test_a_bi_encoder_teaches_its_cosines_and_the_judgements(backbones, tmp_path
     cosines = dict(zip(texts, (vectors[1:] @ vectors[0]).tolist()))
     expected = {doc_id: SCALE * cosines[doc_id] + BONUS * (doc_id == relevant) for doc_id in texts}
     nearest = sorted(texts, key=lambda doc_id: -cosines[doc_id])[:3]
-    for name, doc_ids in (("mined", {*nearest, relevant}), ("retrieved", {other, relevant})):
+    by_label = sorted({*nearest, relevant}, key=lambda doc_id: -expected[doc_id])
+    thinned = {by_label[0], by_label[1 + (len(by_label) - 1) // 2]}  # the best, and the middle of the rest
+    for name, doc_ids in (
+        ("mined", {*nearest, relevant}),
+        ("retrieved", {other, relevant}),
+        ("candidates", thinned),
+    ):
         ((query_id, lines),) = read_lists(tmp_path / "out" / f"{name}.run")
         assert query_id == taught
         assert {line.doc_id for line in lines} == doc_ids
@@ -352,8 +357,8 @@ def test_what_is_prepared_stands_on_what_was_prepared_before():
         assert any(name.startswith(output) for output in outputs), name
         assert {place for place in places if place not in outputs} <= made, name
         made |= {name, *outputs}
-        if module == "benchmarks.bi_encoder_teacher":
-            made.add("runs/mined.run")
+        if module == "benchmarks.backbone_teacher":
+            made |= {"runs/mined.run", "runs/candidates.run"}
     assert all(f"samples/{name}" in made for names in TRAINED_ON.values() for name in names)
 
 
@@ -369,6 +374,8 @@ def test_effectiveness_results_of_several_machines_come_into_one_table(tmp_path)
     for stage, ndcg in ((1, (0.6, 0.4)), (2, (0.75, 0.45))):
         first.add_run(f"set-encoder-1/stage{stage}/bm25-100", values(*ndcg))
         first.add_training(f"set-encoder-1/stage{stage}", 100.0 * stage)
+    first.add_training("teacher/stage1", 40.0)
+    first.add_training("teacher/stage2", 2.0)
     first.save()
 
     second = Results("a", path)
@@ -383,6 +390,7 @@ def test_effectiveness_results_of_several_machines_come_into_one_table(tmp_path)
     assert results.seeds("set-encoder", 1, "bm25-100") == [1, 2]
     assert results.averaged("set-encoder", 1, "bm25-100") == pytest.approx({"0": 0.65, "1": 0.45})
     text = render(results, ["bm25", "splade-pp"], 100, "judged-pool-bm25", [10])
+    assert "was trained in 42 s before." in text
     rows = text.splitlines()
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("| bm25")]
     assert rows[0][1:4] == ["as it is", "0.4000", "0.4000"]
