@@ -28,7 +28,7 @@ import pyarrow as pa
 import torch
 from scipy.sparse import csc_array, csr_array
 
-from setenc_hf.collection import Collection, Doc
+from setenc_hf.collection import Collection, Doc, LocalCollection
 from setenc_hf.errors import InputError
 from setenc_hf.files import PARTIAL, atomic_folder
 
@@ -81,7 +81,7 @@ def build_colbert(
     settings |= {"dim": encoder.dim, "model": encoder.fingerprint}
     source = corpus_source(collection)
     if number == 0:
-        plan = make_plan(folder, settings, source, append, chunk_passages)
+        plan = make_plan(folder, settings, collection, append, chunk_passages)
         if finished(folder, plan):
             return
         if engine == "plaid" and not (folder / CODEC_FILE).exists():
@@ -111,8 +111,11 @@ def build_colbert(
         write_json(folder / INDEX_FILE, plan | counts)
 
 
-def make_plan(folder: Path, settings: dict, source: dict, append: bool, chunk_passages: int) -> dict[str, Any]:
+def make_plan(
+    folder: Path, settings: dict, collection: Collection, append: bool, chunk_passages: int
+) -> dict[str, Any]:
     """Return the plan of the index, written anew where there is none or where a collection is added."""
+    source = corpus_source(collection)
     check_settings(folder / INDEX_FILE, settings)  # another retriever's index has no plan
     plan = check_settings(folder / PLAN_FILE, settings)
     is_known, is_whole = source in planned_sources(folder), plan is not None and finished(folder, plan)
@@ -127,6 +130,9 @@ def make_plan(folder: Path, settings: dict, source: dict, append: bool, chunk_pa
         raise InputError(f"{folder}: holds an index of other passages; pass --append to add these, or name another")
     else:
         plan["sources"].append({"source": source, "first_chunk": len(chunk_folders(folder))})
+    if isinstance(collection, LocalCollection):  # hours of encoding stand before what would find it otherwise
+        ids = ([doc.doc_id for doc in docs] for docs in batches(collection.docs(), 100_000))
+        check_unique(pa.concat_arrays([pa.array(part, pa.large_string()) for part in ids]))
     folder.joinpath("chunks").mkdir(parents=True, exist_ok=True)
     write_json(folder / PLAN_FILE, plan)
     return plan

@@ -263,6 +263,14 @@ def test_appended_passages_are_found_as_if_indexed_together(collection, encoder,
         assert all(overlap(found, best) >= 0.9 for found, best in zip(grown.search(vectors, 50), exact))
 
 
+def test_an_id_that_stands_twice_is_named_before_anything_is_encoded(encoder, tmp_path, monkeypatch):
+    twice = open_collection(str(write_collection(tmp_path / "c", [*range(20), 7])))
+    monkeypatch.setattr(encoder, "encode_passages", None)
+    with pytest.raises(InputError, match=r"document 'D-7/1' stands 2 times .* \(passages 8 and 21\)"):
+        build(twice, tmp_path / "index", encoder)
+    assert not contents(tmp_path / "index")
+
+
 def test_a_killed_append_is_gone_on_with_and_nothing_else_is(collection, encoder, tmp_path, monkeypatch):
     from data_prep import colbert_index
 
