@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from setenc_hf.collection import Collection, LocalCollection
 from setenc_hf.errors import InputError
-from setenc_hf.files import atomic_file, sha256
+from setenc_hf.files import atomic_file
 
 INDEX_FILE = "index.json"
 
@@ -57,7 +57,7 @@ def check_settings(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
 def corpus_source(collection: Collection) -> dict[str, str]:
     """Return what identifies a collection's passages alone, so that one index serves every set of queries over them."""
     if isinstance(collection, LocalCollection):
-        return {collection.corpus_path.name: sha256(collection.corpus_path)}
+        return collection.corpus_sources()
     import ir_datasets
 
     return {"ir_datasets": ir_datasets.docs_parent_id(collection.name)}
