@@ -20,7 +20,9 @@ TEXTS_PER_BATCH = 32
 
 
 @torch.inference_mode()
-def encode(model: torch.nn.Module, tokenizer, texts: Sequence[str], length: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
+def encode(  # type: ignore[no-untyped-def]
+    model: torch.nn.Module, tokenizer, texts: Sequence[str], length: int, bfloat16: bool = False
+) -> torch.Tensor:
     """Return unit vectors [texts, hidden], computed in batches of texts of similar length."""
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     vectors: list[torch.Tensor] = [torch.empty(0)] * len(texts)
@@ -29,7 +31,8 @@ def encode(model: torch.nn.Module, tokenizer, texts: Sequence[str], length: int)
         inputs = tokenizer(
             [texts[i] for i in batch], padding=True, truncation=True, max_length=length, return_tensors="pt"
         )
-        states = model(**inputs).last_hidden_state  # [texts, tokens, hidden]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            states = model(**inputs).last_hidden_state.float()  # [texts, tokens, hidden]
         mask = inputs["attention_mask"][..., None]
         means = (states * mask).sum(1) / mask.sum(1)
         for index, vector in zip(batch, torch.nn.functional.normalize(means, dim=-1)):

@@ -23,7 +23,7 @@ from setenc_hf.errors import InputError
 from setenc_hf.measures import parse_measures, per_query, run_scores
 from setenc_hf.trec import Qrel, read_lists, read_qrels
 
-from .effectiveness_report import BI_ENCODER, MEASURES, TEACHER, Results, Values, draw, render
+from .effectiveness_report import BI_ENCODER, MEASURES, STATES, Results, Values, draw, render
 from .environments import PEERS
 from .folders import backbone
 from .report import write_report
@@ -36,28 +36,37 @@ DEPTHS = (10, 20, 50, 100, 200)  # passages re-ranked of the judged pools, by BM
 POOL = "judged-pool-bm25"
 DEPTH = 100
 RECIPES = {stage: ROOT / "recipes" / f"minilm-stage{stage}.json" for stage in (1, 2)}
-SAMPLES = "data_prep.build_samples --collection {d}/msmarco-dev --labels score"
-TAUGHT = "data_prep.merge_runs --method linear --weights 0.6 0.6 0.06 --first-only"
+TAUGHT = (
+    "data_prep.merge_runs --method linear --weights 1 0.05 --first-only --runs {{o}}/runs/{name}.run "
+    "{{o}}/runs/bm25.run --output {{o}}/runs/{name}-taught.run"
+)
+LABELLED = (
+    "data_prep.build_samples --collection {{d}}/msmarco-dev --labels score --run {{o}}/runs/{name}-taught.run "
+    "--output {{o}}/samples/{name}"
+)
+# a bi-encoder of 110 million weights: better than the backbone, and quick to ask, as it reads each passage once
+TEACHER_MODEL = "sentence-transformers/all-mpnet-base-v2"
 # every training is measured once, at its end; the measure is of the samples' names here
 TO_THE_END = (
     "--report_to none --eval_strategy no --save_strategy no --load_best_model_at_end false "
     "--metric_for_best_model dl21_nDCG@10"
 )
-# the cross-encoder that labels together with the backbone: our own, of the same recipes
-TRAIN = (
-    f"setenc_hf.train recipes/minilm-stage{{n}}.json --seed 1 {TO_THE_END} --overwrite_output true "
-    "--eval_samples {{o}}/samples/dev {{o}}/samples/dl21 --output_dir {{o}}/teacher/stage{n}"
-)
-RERANK = "setenc_hf.rerank --model {o}/teacher/stage2 --collection {d}/msmarco-dev --depth 100"
-# What is prepared under the output folder {o} from the data {d} and the backbone {b}: a path, and the command that
-# makes it, or makes it last. Labels come in two rounds. In the first, stage 1 learns the backbone's cosines and stage 2
-# the order of strong systems; what strong systems leave out tells as much as what they list, so that the order goes on
-# with SPLADE++'s passages and then BM25's. In the second round, the model of the first, the cosines and BM25 label
-# stage 1's lists together, which is better than any of them alone: this is what every system learns from.
+# Each stage forgets some of what it starts from: the mean of both stages and of the backbone is better than any of them
+AVERAGE = "setenc_hf.average_models --models {folder}/stage1 {folder}/stage2 {b} --weights 0.4 0.4 0.2"
+# What is prepared under the output folder {o} from the data {d} and the teacher {t}: a path, and the command that makes
+# it, or makes it last. Stage 1 learns the bi-encoder's cosines with BM25's scores, which tell what the cosines miss,
+# and stage 2 the order of strong systems; what strong systems leave out tells as much as what they list, so that the
+# order goes on with SPLADE++'s passages and then BM25's.
 PREPARED = {
-    "runs/retrieved.run": "benchmarks.backbone_teacher --model {b} --collection {d}/msmarco-dev "
+    "runs/retrieved.run": "benchmarks.bi_encoder_teacher --model {t} --collection {d}/msmarco-dev "
     "--qrels {d}/msmarco-dev/qrels.train.txt --exclude {d}/msmarco-dev/qrels.dev.txt "
     "--run {d}/msmarco-dev/runs/bm25-top20.train.run {d}/msmarco-dev/runs/bing-top10.train.run --output {o}/runs",
+    "runs/bm25.run": "data_prep.retrieve --retriever bm25 --collection {d}/msmarco-dev --index-dir {o}/bm25 "
+    "--depth 1000 --output {o}/runs/bm25.run",
+    "runs/mined-taught.run": TAUGHT.format(name="mined"),
+    "runs/retrieved-taught.run": TAUGHT.format(name="retrieved"),
+    "samples/mined": LABELLED.format(name="mined"),
+    "samples/retrieved": LABELLED.format(name="retrieved"),
     "runs/teacher.run": "data_prep.merge_runs --method concatenate --runs "
     "{d}/trec-dl/dl22/teacher-runs/fused-trec-systems.run {d}/trec-dl/dl22/runs/splade-pp.run "
     "{d}/trec-dl/dl22/runs/bm25.run --output {o}/runs/teacher.run",
@@ -67,23 +76,6 @@ PREPARED = {
     "--labels relevance --no-add-relevant --output {o}/samples/dl21",
     "samples/teacher": "data_prep.build_samples --run {o}/runs/teacher.run --collection {d}/trec-dl/dl22 --labels rank "
     "--depth 250 --output {o}/samples/teacher",
-    "samples/backbone-mined": f"{SAMPLES} --run {{o}}/runs/mined.run --output {{o}}/samples/backbone-mined",
-    "samples/backbone-retrieved": f"{SAMPLES} --run {{o}}/runs/retrieved.run --output {{o}}/samples/backbone-retrieved",
-    "teacher/stage1/results.json": TRAIN.format(n=1)
-    + " --model {b} --train_samples {o}/samples/backbone-mined {o}/samples/backbone-retrieved",
-    "teacher/stage2/results.json": TRAIN.format(n=2)
-    + " --model {o}/teacher/stage1 --train_samples {o}/samples/teacher",
-    "runs/mined-reranked.run": f"{RERANK} --run {{o}}/runs/candidates.run --output {{o}}/runs/mined-reranked.run",
-    "runs/retrieved-reranked.run": f"{RERANK} --run {{o}}/runs/retrieved.run "
-    "--output {o}/runs/retrieved-reranked.run",
-    "runs/bm25.run": "data_prep.retrieve --retriever bm25 --collection {d}/msmarco-dev --index-dir {o}/bm25 "
-    "--depth 1000 --output {o}/runs/bm25.run",
-    "runs/mined-taught.run": TAUGHT + " --runs {o}/runs/candidates.run {o}/runs/mined-reranked.run {o}/runs/bm25.run "
-    "--output {o}/runs/mined-taught.run",
-    "runs/retrieved-taught.run": TAUGHT + " --runs {o}/runs/retrieved.run {o}/runs/retrieved-reranked.run "
-    "{o}/runs/bm25.run --output {o}/runs/retrieved-taught.run",
-    "samples/mined": f"{SAMPLES} --run {{o}}/runs/mined-taught.run --output {{o}}/samples/mined",
-    "samples/retrieved": f"{SAMPLES} --run {{o}}/runs/retrieved-taught.run --output {{o}}/samples/retrieved",
 }
 TRAINED_ON = {1: ("mined", "retrieved"), 2: ("teacher",)}  # by stage
 DEVELOPED_ON = ("dev", "dl21")
@@ -105,26 +97,32 @@ class Bench:
         self.output: Path = args.output.resolve()
         self.dl19 = self.data / "trec-dl" / "dl19"
         self.overrides: list[str] = args.train
-        self.stages = range(1, args.stages + 1)
+        self.stages = [f"stage{stage}" for stage in range(1, args.stages + 1)]
+        self.teacher: str = args.teacher
         self.environments = ["--environments", args.environments] if args.environments else []
 
     def prepare(self) -> None:
         """Make the teachers' runs and the samples that are not there yet."""
         for name, words in PREPARED.items():
             if not (self.output / name).exists():
-                command = [word.format(d=self.data, o=self.output, b=backbone()) for word in words.split()]
-                run(*command, *(self.overrides if command[0] == "setenc_hf.train" else ()))
+                places = {"d": self.data, "o": self.output, "b": backbone(), "t": self.teacher}
+                command = [word.format(**places) for word in words.split()]
+                run(*command)
 
-    def model(self, system: str, seed: int, stage: int) -> Path:
-        return self.output / f"{system}-{seed}" / f"stage{stage}"
+    def model(self, system: str, seed: int, state: str) -> Path:
+        return self.output / f"{system}-{seed}" / state
+
+    def states(self, system: str) -> list[str]:
+        """Return what there is of a system: the stages, and the mean of our own."""
+        return [state for state in STATES if state in self.stages or (system in OURS and "stage2" in self.stages)]
 
     def train(self, system: str, seed: int) -> None:
-        """Train the stages: the same lists in the same steps for every system."""
-        for stage in self.stages:
-            folder = self.model(system, seed, stage)
+        """Train the stages: the same lists in the same steps for every system. Average those of our own."""
+        for stage, state in enumerate(self.stages, start=1):
+            folder = self.model(system, seed, state)
             if (folder / "results.json").exists():
                 continue
-            start = backbone() if stage == 1 else self.model(system, seed, 1)
+            start = backbone() if stage == 1 else self.model(system, seed, "stage1")
             words: list[object] = [RECIPES[stage], "--model", start, "--output_dir", folder]
             words += ["--train_samples", *(self.output / "samples" / name for name in TRAINED_ON[stage])]
             words += ["--eval_samples", *(self.output / "samples" / name for name in DEVELOPED_ON)]
@@ -135,12 +133,16 @@ class Bench:
                 run("setenc_hf.train", *words, "--overwrite_output", "true", *self.overrides)
             else:
                 run("benchmarks.peers", "train", system, *words, *self.overrides, *self.environments)
+        mean = self.model(system, seed, "mean")
+        if "mean" in self.states(system) and not mean.exists():
+            words = [word.format(folder=mean.parent, b=backbone()) for word in AVERAGE.split()]
+            run(*words, "--output", mean)
 
-    def rerank(self, system: str, seed: int, stage: int, first: str, depth: int = DEPTH) -> None:
-        output = self.output / f"{system}-{seed}" / f"stage{stage}-{first}-{depth}.run"
+    def rerank(self, system: str, seed: int, state: str, first: str, depth: int = DEPTH) -> None:
+        output = self.output / f"{system}-{seed}" / f"{state}-{first}-{depth}.run"
         if output.exists():
             return
-        words = ["--model", self.model(system, seed, stage), *self.words(first, depth, output)]
+        words = ["--model", self.model(system, seed, state), *self.words(first, depth, output)]
         if system in OURS:
             run("setenc_hf.rerank", *words)
         else:
@@ -162,11 +164,11 @@ class Bench:
             results.add_run(first, self.values(self.dl19 / "runs" / f"{first}.run"))
         for path in sorted((self.output / BI_ENCODER).glob("*.run")):
             results.add_run(f"{BI_ENCODER}/{path.stem}", self.values(path))
-        for pattern in (TEACHER, *(f"{system}-[0-9]*" for system in SYSTEMS)):
-            for folder in sorted(self.output.glob(pattern)):
-                for path in sorted(folder.glob("stage*.run")):
-                    stage, _, reranked = path.stem.partition("-")
-                    results.add_run(f"{folder.name}/{stage}/{reranked}", self.values(path))
+        for system in SYSTEMS:
+            for folder in sorted(self.output.glob(f"{system}-[0-9]*")):
+                for path in sorted(path for state in STATES for path in folder.glob(f"{state}-*.run")):
+                    state, _, reranked = path.stem.partition("-")
+                    results.add_run(f"{folder.name}/{state}/{reranked}", self.values(path))
                 for path in sorted(folder.glob("stage*/results.json")):
                     seconds = json.loads(path.read_text("utf-8"))["train_seconds"]
                     results.add_training(f"{folder.name}/{path.parent.name}", seconds)
@@ -186,7 +188,7 @@ def method(overrides: Sequence[str]) -> str:
     Precision is no part of it: machines differ in what they are fast at.
     """
     told = " ".join(overrides).replace("--bf16 true", "").strip()
-    text = json.dumps(PREPARED) + "".join(path.read_text("utf-8") for path in RECIPES.values()) + told
+    text = json.dumps(PREPARED) + AVERAGE + "".join(path.read_text("utf-8") for path in RECIPES.values()) + told
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -199,6 +201,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with msmarco-dev and trec-dl")
     add("--output", type=Path, required=True, help="folder of samples, models and runs")
+    add("--teacher", default=TEACHER_MODEL, help="bi-encoder that labels stage 1's lists (default: %(default)s)")
     add("--systems", nargs="*", choices=SYSTEMS, default=list(OURS), help="what to train (default: our two)")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
     add("--first-stages", nargs="*", choices=FIRST_STAGES, default=["bm25"], help="runs to re-rank (default: bm25)")
@@ -209,7 +212,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="",
         type=str.split,
         metavar="'ARGUMENTS'",
-        help="what overrides both recipes, the labelling model's too, as one word",
+        help="what overrides both recipes, as one word",
     )
     add("--environments", type=Path, help="where the peers' environments are built")
     add("--results", type=Path, help="JSON file of figures per query, which is gone on with")
@@ -230,11 +233,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in args.seeds:
         for system in args.systems:
             bench.train(system, seed)
-            for stage in bench.stages:
+            for state in bench.states(system):
                 for first in args.first_stages:
-                    bench.rerank(system, seed, stage, first)
-                for depth in DEPTHS if args.depths and system in OURS else ():
-                    bench.rerank(system, seed, stage, POOL, depth)
+                    bench.rerank(system, seed, state, first)
+            for depth in DEPTHS if args.depths and system in OURS else ():
+                bench.rerank(system, seed, bench.states(system)[-1], POOL, depth)
     bench.measure(results)
     results.save()
     text = render(results, FIRST_STAGES, DEPTH, POOL, DEPTHS)

@@ -16,7 +16,8 @@ from .report import processor, table
 MEASURES = ("nDCG@10", "MRR@10")
 MAIN = MEASURES[0]
 BI_ENCODER = "bi-encoder"
-TEACHER = "teacher"
+# the states of a system, by the names of their folders: after each stage, and the mean of those and of the backbone
+STATES = {"stage1": "stage 1", "stage2": "stage 2", "mean": "weights averaged"}
 DIGITS = 6
 Values = dict[str, dict[str, float]]  # measure -> query_id -> value
 
@@ -26,8 +27,8 @@ class Reranked(NamedTuple):
 
     name: str
     values: Values
-    of_seeds: list[float]  # the main measure's mean over queries, seed by seed
-    seconds: float | None  # of training, the mean over seeds
+    of_seeds: list[float]  # the main measure's mean over queries, seed by seed; empty without training
+    seconds: float | None  # of training, the mean over seeds; None where nothing was trained
 
 
 class Results:
@@ -74,39 +75,38 @@ class Results:
         with atomic_file(self.path) as file:
             file.write("{" + ",\n".join(parts) + "}\n")
 
-    def seeds(self, system: str, stage: int, run: str) -> list[int]:
+    def seeds(self, system: str, state: str, run: str) -> list[int]:
         """Return the seeds of a system that have re-ranked a run."""
         names = (name.removeprefix(f"{system}-").split("/") for name in self.runs if name.startswith(f"{system}-"))
-        return sorted(int(parts[0]) for parts in names if parts[1:] == [f"stage{stage}", run])
+        return sorted(int(parts[0]) for parts in names if parts[1:] == [state, run])
 
-    def systems(self, stage: int, run: str) -> list[str]:
+    def systems(self, state: str, run: str) -> list[str]:
         """Return the systems that have re-ranked a run, in the order in which they were added."""
         names = dict.fromkeys(name.split("/")[0].rpartition("-")[0] for name in self.runs if name.count("/") == 2)
-        return [system for system in names if self.seeds(system, stage, run)]
+        return [system for system in names if self.seeds(system, state, run)]
 
     def seconds(self, names: Iterable[str]) -> float:
         """Return the mean seconds of some trainings."""
         return statistics.mean(float(self.trainings[name]["seconds"]) for name in names)
 
-    def averaged(self, system: str, stage: int, run: str, measure: str = MAIN) -> dict[str, float]:
+    def averaged(self, system: str, state: str, run: str, measure: str = MAIN) -> dict[str, float]:
         """Return the value of each query, the mean over seeds."""
-        names = (f"{system}-{seed}/stage{stage}/{run}" for seed in self.seeds(system, stage, run))
+        names = (f"{system}-{seed}/{state}/{run}" for seed in self.seeds(system, state, run))
         of_seeds = [self.runs[name][measure] for name in names]
         return {query_id: statistics.mean(values[query_id] for values in of_seeds) for query_id in of_seeds[0]}
 
     def reranked(self, run: str) -> Iterator[Reranked]:
-        """Yield what re-ranked a run: the backbone, then the systems stage by stage."""
+        """Yield what re-ranked a run: the backbone, then the systems state by state."""
         if f"{BI_ENCODER}/{run}" in self.runs:
-            values = self.runs[f"{BI_ENCODER}/{run}"]
-            yield Reranked("the backbone as bi-encoder", values, [mean(values[MAIN])], None)
-        for stage in (1, 2):
-            for system in self.systems(stage, run):
-                trained = [f"{system}-{seed}/stage{stage}" for seed in self.seeds(system, stage, run)]
+            yield Reranked("the backbone as bi-encoder", self.runs[f"{BI_ENCODER}/{run}"], [], None)
+        for state, words in STATES.items():
+            for system in self.systems(state, run):
+                names = [f"{system}-{seed}/{state}" for seed in self.seeds(system, state, run)]
                 yield Reranked(
-                    f"{system}, stage {stage}",
-                    {measure: self.averaged(system, stage, run, measure) for measure in MEASURES},
-                    [mean(self.runs[f"{name}/{run}"][MAIN]) for name in trained],
-                    self.seconds(trained),
+                    f"{system}, {words}",
+                    {measure: self.averaged(system, state, run, measure) for measure in MEASURES},
+                    [mean(self.runs[f"{name}/{run}"][MAIN]) for name in names],
+                    self.seconds(names) if names[0] in self.trainings else None,
                 )
 
 
@@ -117,40 +117,41 @@ def main_table(results: Results, first_stages: Sequence[str], depth: int) -> str
         baseline = results.runs[first]
         rows.append([first, "as it is", *(f"{mean(baseline[name]):.4f}" for name in MEASURES), "", "", ""])
         for found in results.reranked(f"{first}-{depth}"):
-            over, is_trained = found.of_seeds, found.seconds is not None
-            spread = f"{max(over) - min(over):.4f} of {len(over)}" if len(over) > 1 else "one seed" * is_trained
+            over = found.of_seeds
+            spread = f"{max(over) - min(over):.4f} of {len(over)}" if len(over) > 1 else "one seed" * len(over)
             rows.append([
                 first,
                 found.name,
                 *(f"{mean(found.values[name]):.4f}" for name in MEASURES),
                 spread,
                 interval(compare(found.values[MAIN], baseline[MAIN])),
-                f"{found.seconds:.0f}" if is_trained else "",
+                "" if found.seconds is None else f"{found.seconds:.0f}",
             ])  # fmt: skip
     header = ["first stage", "re-ranked by", *MEASURES, "max - min over seeds", f"{MAIN}, difference", "training s"]
     return table(header, rows)
 
 
 def comparisons(results: Results, run: str) -> Iterator[tuple[str, str, Comparison]]:
-    """Yield what is worth comparing on a run: the stages, the Set-Encoder with the others and with the bi-encoder."""
-    for system in results.systems(2, run):
-        if results.seeds(system, 1, run):
-            yield (
-                f"{system}, stage 2",
-                "stage 1",
-                compare(results.averaged(system, 2, run), results.averaged(system, 1, run)),
-            )
-    for stage in (1, 2):
-        systems = results.systems(stage, run)
+    """Yield what is worth comparing on a run: each state with those before, the Set-Encoder with the others and with
+    the bi-encoder."""
+    states = list(STATES)
+    for place, state in enumerate(states):
+        for before in states[:place]:
+            for system in results.systems(state, run):
+                if results.seeds(system, before, run):
+                    left, right = (results.averaged(system, one, run) for one in (state, before))
+                    yield f"{system}, {STATES[state]}", STATES[before], compare(left, right)
+    for state in states:
+        systems = results.systems(state, run)
         if "set-encoder" not in systems:
             continue
-        ours = results.averaged("set-encoder", stage, run)
+        ours = results.averaged("set-encoder", state, run)
         for system in systems:
             if system != "set-encoder":
-                yield f"set-encoder, stage {stage}", system, compare(ours, results.averaged(system, stage, run))
+                yield f"set-encoder, {STATES[state]}", system, compare(ours, results.averaged(system, state, run))
         if f"{BI_ENCODER}/{run}" in results.runs:
             bi_encoder = results.runs[f"{BI_ENCODER}/{run}"][MAIN]
-            yield f"set-encoder, stage {stage}", BI_ENCODER, compare(ours, bi_encoder)
+            yield f"set-encoder, {STATES[state]}", BI_ENCODER, compare(ours, bi_encoder)
 
 
 def comparison_table(results: Results, first_stages: Sequence[str], depth: int) -> str:
@@ -181,11 +182,7 @@ def render(results: Results, first_stages: Sequence[str], depth: int, pool: str,
         parts.append(depth_table(results, pool, depths))
     processors = sorted({str(training["processor"]) for training in results.trainings.values()})
     if processors:
-        said = f"Trained on {'; '.join(processors)}."
-        if taught := [name for name in results.trainings if name.startswith(f"{TEACHER}/")]:
-            seconds = sum(results.seconds([name]) for name in taught)
-            said += f" The cross-encoder that took part in labelling was trained in {seconds:,.0f} s before."
-        parts.append(said)
+        parts.append(f"Trained on {'; '.join(processors)}.")
     return "\n\n".join(parts)
 
 

@@ -1,19 +1,19 @@
-"""Soft labels for stage 1: the backbone's own cosines, as a bi-encoder, raised for what is judged relevant.
+"""Soft labels for stage 1: the cosines of a bi-encoder, raised for what is judged relevant.
 
-    python -m benchmarks.backbone_teacher --model all-MiniLM-L6-v2 --collection C --qrels Q --run R [R ...] --output O
+    python -m benchmarks.bi_encoder_teacher --model M --collection C --qrels Q --run R [R ...] --output O
 
 A cross-encoder that starts from a sentence encoder has lost its way of scoring: the vectors of query and passage are
 still good, but `[CLS]` of both together says nothing yet. A few thousand judged queries are too few to learn that from
-one relevant passage each; the bi-encoder's scores say something of every passage. A passage's label is
+one relevant passage each; a bi-encoder's scores say something of every passage. A passage's label is
 
     y = scale * cos(query, passage) + bonus * [judged relevant]
 
 whose differences within a list are what MarginMSE learns. A softmax of y / .25, the bi-encoder's at its usual sharpness
 with e^3 times the odds for a relevant passage, says less: nearly all of it lies on one passage.
 
-Written are `O/mined.run`, for every judged query the collection's `--depth` nearest passages and the relevant ones;
-`O/candidates.run`, of each of those lists the `--top` best and `--below` more, evenly from below them: few enough for a
-slower teacher to score; and `O/retrieved.run`, for the queries of the runs what they list and the relevant ones.
+Written are `O/mined.run`, for every judged query the collection's `--depth` nearest passages and the relevant ones, and
+`O/retrieved.run`, for the queries of the runs what they list and the relevant ones. The model computes in bfloat16
+where the processor is fast at it.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from setenc_hf.collection import open_collection, query_key
 from setenc_hf.command import run_command
+from setenc_hf.cpu_linear import is_bfloat16_fast
 from setenc_hf.errors import InputError
 from setenc_hf.trec import read_lists, read_qrels, write_run
 
@@ -33,7 +34,7 @@ from .bi_encoder import encode
 
 SCALE = 5.0
 BONUS = 0.75
-TAG = "backbone"
+TAG = "bi-encoder"
 
 
 class Teacher:
@@ -68,14 +69,6 @@ class Teacher:
         return [(doc_id, SCALE * cosine + BONUS * (doc_id in relevant)) for doc_id, cosine in zip(known, cosines)]
 
 
-def thin(labelled: Sequence[tuple[str, float]], top: int, below: int) -> list[tuple[str, float]]:
-    """Return the `top` best of (doc_id, label) and `below` others, at equal distances from the rest; best first."""
-    ordered = sorted(labelled, key=lambda pair: -pair[1])
-    rest = ordered[top:]
-    distance = max(len(rest) / below, 1) if below else 1
-    return ordered[:top] + [rest[int(distance * (place + 0.5))] for place in range(min(below, len(rest)))]
-
-
 def relevant_documents(qrels: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for judgement in read_qrels(qrels):
@@ -86,7 +79,7 @@ def relevant_documents(qrels: str) -> dict[str, set[str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.backbone_teacher",
+        prog="python -m benchmarks.bi_encoder_teacher",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -97,8 +90,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--run", nargs="+", required=True, help="lists to label")
     add("--exclude", help="judgements of queries that are evaluated on: left out, and others with their words")
     add("--depth", type=int, default=60, help="passages mined for a query (default: %(default)s)")
-    add("--top", type=int, default=5, help="best passages of a mined list among the candidates (default: %(default)s)")
-    add("--below", type=int, default=5, help="candidates from below those (default: %(default)s)")
     add("--length", type=int, default=256, help="tokens kept of a text (default: %(default)s)")
     add("--output", type=Path, required=True, help="folder to write the runs to")
     args = parser.parse_args(argv)
@@ -112,27 +103,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept = [query_id for query_id in judged if query_key(texts[query_id]) not in excluded]
     if not kept:
         raise InputError(f"{args.qrels}: judges no query of {args.collection}")
-    if min(args.top, args.below) < 0 or args.top + args.below < 1:
-        raise InputError(f"--top and --below count passages, at least one together, got {args.top} and {args.below}")
     lists: dict[str, list[str]] = {}
     for run in args.run:
         for query_id, lines in read_lists(run):
             lists.setdefault(query_id, []).extend(line.doc_id for line in lines)
     passages = list(collection.docs())
     model, tokenizer = AutoModel.from_pretrained(args.model).eval(), AutoTokenizer.from_pretrained(args.model)
-    vectors = encode(model, tokenizer, [passage.text for passage in passages], args.length)
-    queries = dict(zip(kept, encode(model, tokenizer, [texts[query_id] for query_id in kept], args.length)))
+    bfloat16 = is_bfloat16_fast(torch.device("cpu"))
+    vectors = encode(model, tokenizer, [passage.text for passage in passages], args.length, bfloat16)
+    queries = dict(zip(kept, encode(model, tokenizer, [texts[query_id] for query_id in kept], args.length, bfloat16)))
     teacher = Teacher(queries, [passage.doc_id for passage in passages], vectors, relevant)
 
-    mined = [(query_id, teacher.label(query_id, teacher.nearest(query_id, args.depth))) for query_id in kept]
-    candidates = ((query_id, thin(labelled, args.top, args.below)) for query_id, labelled in mined)
+    mined = ((query_id, teacher.label(query_id, teacher.nearest(query_id, args.depth))) for query_id in kept)
 
     def retrieved() -> Iterator[tuple[str, list[tuple[str, float]]]]:
         for query_id, doc_ids in lists.items():
             if query_id in queries:
                 yield query_id, teacher.label(query_id, doc_ids)
 
-    for name, labelled in (("mined", mined), ("candidates", candidates), ("retrieved", retrieved())):
+    for name, labelled in (("mined", mined), ("retrieved", retrieved())):
         path = args.output / f"{name}.run"
         print(f"{write_run(path, labelled, TAG):>9,}  lines to {path}")
     print(f"{len(kept):>9,}  judged queries")
