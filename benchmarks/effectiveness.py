@@ -51,7 +51,7 @@ TO_THE_END = (
     "--report_to none --eval_strategy no --save_strategy no --load_best_model_at_end false "
     "--metric_for_best_model dl21_nDCG@10"
 )
-# Each stage forgets some of what it starts from: the mean of both stages and of the backbone is better than any of them
+# Each stage forgets some of what it starts from: on the development sets the mean of both and of the backbone is ahead
 AVERAGE = "setenc_hf.average_models --models {folder}/stage1 {folder}/stage2 {b} --weights 0.4 0.4 0.2"
 # What is prepared under the output folder {o} from the data {d} and the teacher {t}: a path, and the command that makes
 # it, or makes it last. Stage 1 learns the bi-encoder's cosines with BM25's scores, which tell what the cosines miss,
