@@ -225,13 +225,19 @@ class SetEncoderForReranking(PreTrainedModel):
                 fill_to=fill_to,
                 normalize=self.config.normalize_interaction,
                 device=input_ids.device,
-                max_tokens=self.max_tokens_per_chunk or default_chunk(input_ids.device),
+                max_tokens=self.max_tokens_per_chunk or self._default_chunk(input_ids.device),
             )
             tokens = slice(token, token + sum(layout.lengths))
             token_types = None if token_type_ids is None else token_type_ids[:, tokens]
             scores.append(self._score(input_ids[:, tokens], position_ids[:, tokens], token_types, layout))
             passage, token = passage + len(layout.lengths), tokens.stop
         return SequenceClassifierOutput(logits=unpack(torch.cat(scores), num_passages, restore, -torch.inf))
+
+    def _default_chunk(self, device: torch.device) -> int | None:
+        # a training step without checkpointing keeps what every chunk computes, so that chunks would spare nothing
+        is_checkpointed = any(getattr(part, "gradient_checkpointing", False) for part in self.encoder.modules())
+        keeps_all = self.training and torch.is_grad_enabled() and not is_checkpointed
+        return None if keeps_all else default_chunk(device)
 
     def _score(
         self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor | None, layout: SetLayout
@@ -329,7 +335,10 @@ def align_weights(model: nn.Module) -> None:
 
 
 def default_chunk(device: torch.device) -> int | None:
-    """Return how many tokens a layer works on at a time where nobody said so: what measured best, or `None` for all."""
+    """Return how many tokens a layer works on at a time where nobody said so: what measured best, or `None` for all.
+
+    In training this is how many are recomputed at a time by gradient checkpointing.
+    """
     return CPU_CHUNK if device.type == "cpu" else None
 
 

@@ -244,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, evaluate and save; return the last evaluation's measures."""
     argv = list(sys.argv[1:] if argv is None else argv)
     model_args, data_args, training = parse(argv)
+    given = given_fields(ARGUMENTS, argv)  # now, since the recipe's file may have been edited when it is over
     is_main = training.process_index == 0
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
     check_launch(training)
@@ -280,7 +281,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if checkpoint is None:
         empty_output(training, [model_args.model, *data_args.train_samples, *data_args.eval_samples])
     settled = {**asdict(model_args), **asdict(data_args)}
-    given = given_fields(ARGUMENTS, argv)
     recipe = {name: settled.get(name, value) for name, value in given.items() if name not in OF_ONE_START}
     trainer = ListwiseTrainer(
         recipe=recipe,

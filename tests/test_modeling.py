@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from conftest import WORDS
+from setenc_hf import modeling
 from setenc_hf.attention import ATTENTION, Run, SetLayout, pieces
 from setenc_hf.chunking import ChunkedLayer
 from setenc_hf.configuration import SetEncoderConfig
@@ -278,6 +279,32 @@ def test_a_layers_memory_is_bounded_by_its_chunk(backbones):
     assert max(rows[1:]) <= 50
     assert rows[0] == 200  # the interaction tokens, for their keys and values
     assert sum(rows[1:]) == batch["input_ids"].shape[1]
+
+
+def test_a_layer_works_by_chunks_where_that_spares_memory(backbones, monkeypatch):
+    """A training step without checkpointing keeps the states of all chunks, so that it takes all tokens at once."""
+    monkeypatch.setattr(modeling, "CPU_CHUNK", 50)
+    model, tokenizer = load(backbones["bert"])
+    rows = []
+    model.encoder.encoder.layer[0].intermediate.register_forward_hook(lambda *call: rows.append(call[2].shape[1]))
+    batch = tokenizer("cat", make_passages(60))
+    tokens = batch["input_ids"].shape[1]
+
+    def largest():
+        rows.clear()
+        model(**batch)
+        return max(size for size in rows if size != 60)  # but for the interaction tokens of all 60 passages
+
+    assert largest() <= 50
+    model.train()
+    assert largest() == tokens
+    with torch.no_grad():
+        assert largest() <= 50
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert largest() <= 50
+    model.gradient_checkpointing_disable()
+    model.max_tokens_per_chunk = 40
+    assert largest() <= 40
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
