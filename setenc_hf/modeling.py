@@ -214,6 +214,7 @@ class SetEncoderForReranking(PreTrainedModel):
         fill_to = self.config.depth if sample_missing_passages else 0
         sizes = num_passages.tolist()
         lengths = passage_lengths.tolist()
+        max_tokens = self.max_tokens_per_chunk or self._default_chunk(input_ids.device)
         groups = [slice(0, len(sizes))] if self.training else [slice(i, i + 1) for i in range(len(sizes))]
         scores = []
         passage = token = 0
@@ -225,7 +226,7 @@ class SetEncoderForReranking(PreTrainedModel):
                 fill_to=fill_to,
                 normalize=self.config.normalize_interaction,
                 device=input_ids.device,
-                max_tokens=self.max_tokens_per_chunk or self._default_chunk(input_ids.device),
+                max_tokens=max_tokens,
             )
             tokens = slice(token, token + sum(layout.lengths))
             token_types = None if token_type_ids is None else token_type_ids[:, tokens]
@@ -235,9 +236,11 @@ class SetEncoderForReranking(PreTrainedModel):
 
     def _default_chunk(self, device: torch.device) -> int | None:
         # a training step without checkpointing keeps what every chunk computes, so that chunks would spare nothing
+        if not (self.training and torch.is_grad_enabled()):
+            return default_chunk(device)
+        # transformers' own property has another name in 5.20 than in 5.23, which warns of the old one
         is_checkpointed = any(getattr(part, "gradient_checkpointing", False) for part in self.encoder.modules())
-        keeps_all = self.training and torch.is_grad_enabled() and not is_checkpointed
-        return None if keeps_all else default_chunk(device)
+        return default_chunk(device) if is_checkpointed else None
 
     def _score(
         self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor | None, layout: SetLayout
