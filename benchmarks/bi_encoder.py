@@ -1,6 +1,6 @@
 """Re-rank a run by the cosine of mean-pooled sentence vectors: what the backbone does before any fine-tuning.
 
-python -m benchmarks.bi_encoder --model all-MiniLM-L6-v2 --run R --collection C --output R2
+python -m benchmarks.bi_encoder --model sentence-transformers/all-MiniLM-L6-v2 --run R --collection C --output R2
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python benchmarks/bm25_indexing.py [--collection DIR] [--passages 200000] [--num-proc 2] [--repeats 3]
 
-Without a collection the passages are made here: 60 words of a Zipf distribution over 200,000 invented ones, one
-passage in five with a character beyond ASCII, as in MS MARCO. With one, its passages are repeated under new ids.
+Without a collection at most 50,000 passages are made here and repeated: 55 words of a Zipf distribution over 200,000
+invented ones, one passage in five with a character beyond ASCII, as in MS MARCO. With one, its passages are repeated
+under new ids.
 The time is the whole build: reading, analysis, merging, and the start of the processes.
 """
 

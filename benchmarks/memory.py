@@ -1,6 +1,6 @@
 """Peak memory of one training step against the length of a list, plain, in bfloat16, and with recomputation.
 
-python -m benchmarks.memory --model all-MiniLM-L6-v2 --output benchmarks/memory.md
+python -m benchmarks.memory --model sentence-transformers/all-MiniLM-L6-v2 --output benchmarks/memory.md
 
 A step is forward, backward and AdamW on one list of random tokens, in a process of its own. What is counted is the
 process's peak above what it held before the step: model and imported code are not in it, gradients and AdamW's states

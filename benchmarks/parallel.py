@@ -1,6 +1,6 @@
 """One recipe under one process, two processes, and DeepSpeed's ZeRO stages: the same losses, seconds, memory.
 
-python -m benchmarks.parallel --model all-MiniLM-L6-v2 --samples data/msmarco --output benchmarks/parallel.md
+python -m benchmarks.parallel --model sentence-transformers/all-MiniLM-L6-v2 --samples data/msmarco --output FILE
 
 Two lists a step in any case: two in the one process, or one in each of two. On the CPU, without dropout, in float32.
 """

@@ -1,4 +1,4 @@
-"""Linear layers on CPUs by oneDNN where torch would take MKL, which is slower on processors that are not Intel's.
+"""Linear layers on CPUs by oneDNN where torch would take MKL, which is slower on AMD's processors.
 
 Measured with torch 2.13 on two cores of an AMD EPYC (AVX-512, AVX512-BF16), 2,048 rows, the linear layers of a MiniLM:
 float32 211 to 218 GFLOP/s against 188 to 198; bfloat16, where torch takes oneDNN by another way, 429 to 436 against
@@ -93,7 +93,7 @@ def is_bfloat16_fast(device: torch.device) -> bool:
 
 @cache
 def is_faster() -> bool:
-    """Return whether oneDNN is the better library here: where torch has it, and the processor is not Intel's."""
+    """Return whether oneDNN is the better library here: where torch has it, and the processor is AMD's."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     if not torch.backends.mkl.is_available():

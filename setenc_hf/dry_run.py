@@ -80,9 +80,9 @@ def estimate_memory(
                       both normalisations' inputs, the feed-forward part's input and its intermediate states before
                       and behind the activation function; with dropout 2 h c + 2 h more a layer (outputs and masks);
                       the last layer without the feed-forward part where only [CLS] is computed behind its attention
-                      where attention weights are written out (dropout on them, or another device than the CPU)
+                      where attention weights are written out (dropout on them; float32, but on a CPU)
                       T k a 2 c more a layer, with k keys a token
-                      with gradient checkpointing l h T c and one layer of the above
+                      with gradient checkpointing l h T c and, of one layer of the above, a chunk's share
 
     ZeRO divides the optimizer's part (stage 1), the gradients (2) and the weights (3) by the number of processes.
     What the formula leaves out: temporary buffers, the allocator's fragments, the loss (small), the process itself.
