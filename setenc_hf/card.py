@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .arguments import DataArguments, ModelArguments
+from .distributed import num_numbers
 from .lists import EvaluationLists, TrainingLists
 from .measures import mean, parse_measures, per_query
 
@@ -215,8 +216,8 @@ def training(trainer: "ListwiseTrainer") -> str:
     if os.path.exists(str(recipe.get("model"))):
         recipe["model"] = Path(str(recipe["model"])).name
     parameters = list(trainer.model.parameters())
-    trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
-    total = sum(weight.numel() for weight in parameters)
+    trained = sum(num_numbers(weight) for weight in parameters if weight.requires_grad)
+    total = sum(map(num_numbers, parameters))
     seconds = trainer.seconds
     return (
         f"{trained:,} of {total:,} weights were trained in {trainer.state.global_step:,} steps"

@@ -115,6 +115,15 @@ def missing_files(checkpoint: Path) -> list[str]:
     return [name for name, path in paths.items() if not path.is_file() or path.stat().st_size != sizes[name]]
 
 
+def later_checkpoints(output: Path, checkpoint: Path) -> list[Path]:
+    """Return the checkpoints of `output` behind `checkpoint`, where that is one of them."""
+    if checkpoint.resolve().parent != output.resolve():
+        return []
+    paths = [Path(path) for path in sort_checkpoints(str(output))]
+    names = [path.name for path in paths]
+    return paths[names.index(checkpoint.name) + 1 :] if checkpoint.name in names else []
+
+
 def last_checkpoint(output: Path) -> tuple[Path | None, list[Path]]:
     """Return the latest complete checkpoint in `output`, if any, and later ones that are not complete."""
     incomplete: list[Path] = []

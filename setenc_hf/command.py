@@ -15,13 +15,13 @@ def run_command(main: Main) -> None:
     signal.signal(signal.SIGTERM, _stop)  # a polite kill unwinds, so that half-written output is removed
     try:
         main(None)
-    except (InputError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except (InputError, OSError) as error:  # of the system: a full disk, a file where a folder should be
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: nothing was written under the output's name", file=sys.stderr)
         sys.exit(130)

@@ -4,8 +4,11 @@ import os
 import socket
 
 import torch.distributed
+from torch import nn
 from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
+from .chunking import ChunkedLayer
 from .errors import InputError
 
 # what a launcher or MPI tells each process; where one is set, somebody else says who we are
@@ -52,6 +55,22 @@ def start_deepspeed(training: TrainingArguments) -> None:
         # else its extension for shared memory is compiled at the first start, for about a minute: gloo does as well
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo" if on_cpu else None, verbose=False)
+
+
+def whole_layers(model: nn.Module) -> None:
+    """Have ZeRO-3 gather a layer's weights once for all its chunks, where it is used.
+
+    Processes work through different numbers of chunks; gathered at every linear layer, their calls would not meet.
+    """
+    if is_deepspeed_zero3_enabled():
+        from deepspeed.utils import set_z3_leaf_modules
+
+        set_z3_leaf_modules(model, list({type(part) for part in model.modules() if isinstance(part, ChunkedLayer)}))
+
+
+def num_numbers(weight: nn.Parameter) -> int:
+    """Return how many numbers a weight has, also where ZeRO-3 has split it and left nothing in its place."""
+    return getattr(weight, "ds_numel", weight.numel())
 
 
 def wait_for_all() -> None:

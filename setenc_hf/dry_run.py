@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from .distributed import num_numbers
 from .lists import ListwiseCollator, TrainingLists
 from .modeling import SetEncoderForReranking, default_chunk
 from .trainer import ListwiseTrainingArguments
@@ -90,8 +91,9 @@ def estimate_memory(
     encoder = model.encoder.config
     hidden, layers = encoder.hidden_size, encoder.num_hidden_layers
     intermediate = getattr(encoder, "intermediate_size", None) or getattr(encoder, "hidden_dim", 4 * hidden)
-    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    trained = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
+    sizes = [(num_numbers(weight) * weight.element_size(), weight.requires_grad) for weight in model.parameters()]
+    weights = sum(size for size, _ in sizes)
+    trained = sum(size for size, is_trained in sizes if is_trained)
     is_mixed = training.bf16 or training.fp16
     size = 2 if is_mixed else next(model.parameters()).element_size()
     layer = (8 * hidden + 2 * intermediate) * size
@@ -107,7 +109,8 @@ def estimate_memory(
     if training.gradient_checkpointing:
         chunk = model.max_tokens_per_chunk or default_chunk(training.device) or tokens
         kept = layers * hidden * size + layer * min(chunk / tokens, 1)
-    stage = training.hf_deepspeed_config.get_value("zero_optimization.stage", 0) if training.deepspeed else 0
+    plugin = training.deepspeed_plugin  # by the recipe or by accelerate's configuration
+    stage = 0 if plugin is None else plugin.hf_ds_config.get_value("zero_optimization.stage", 0)
     name = str(getattr(training.optim, "value", training.optim))
     states = next((number for kind, number in OPTIMIZER_STATES.items() if name.startswith(kind)), 2)
     copies = weights * size / next(model.parameters()).element_size() if is_mixed else 0

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,13 @@ from zlib import error as ZlibError
 from .errors import InputError
 
 PARTIAL = ".partial"
+OF_PROCESS = secrets.token_hex(4)  # containers that share a disk share the numbers of processes too
 DAMAGED = (EOFError, gzip.BadGzipFile, ZlibError)  # what gzip raises for bytes that are not, or not all, there
 
 
 def partial_path(path: Path) -> Path:
     """Return the name under which `path` is written before it is complete: beside it, and never mistaken for it."""
-    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    return path.with_name(f".{path.name}.{os.getpid()}.{OF_PROCESS}{PARTIAL}")
 
 
 @contextmanager

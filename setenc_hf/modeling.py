@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -214,6 +215,11 @@ class SetEncoderForReranking(PreTrainedModel):
         fill_to = self.config.depth if sample_missing_passages else 0
         sizes = num_passages.tolist()
         lengths = passage_lengths.tolist()
+        if (positions := self.num_positions) is not None and max(lengths) > positions:
+            raise ValueError(
+                f"a passage has {max(lengths)} tokens with its query, but the {self.config.encoder_config.model_type} "
+                f"backbone has {positions} positions: open the model with a lower `passage_length` or `query_length`"
+            )
         max_tokens = self.max_tokens_per_chunk or self._default_chunk(input_ids.device)
         groups = [slice(0, len(sizes))] if self.training else [slice(i, i + 1) for i in range(len(sizes))]
         scores = []
@@ -233,6 +239,12 @@ class SetEncoderForReranking(PreTrainedModel):
             scores.append(self._score(input_ids[:, tokens], position_ids[:, tokens], token_types, layout))
             passage, token = passage + len(layout.lengths), tokens.stop
         return SequenceClassifierOutput(logits=unpack(torch.cat(scores), num_passages, restore, -torch.inf))
+
+    @property
+    def num_positions(self) -> int | None:
+        """The most tokens that a passage with its query may have; None where the backbone sets no limit."""
+        positions = getattr(self.config.encoder_config, "max_position_embeddings", None)
+        return None if positions is None else positions - self.position_offset
 
     def _default_chunk(self, device: torch.device) -> int | None:
         # a training step without checkpointing keeps what every chunk computes, so that chunks would spare nothing
@@ -260,7 +272,8 @@ class SetEncoderForReranking(PreTrainedModel):
         """Return the passages of a query best first, as `{"index": 3, "score": 7.1, "text": "..."}`.
 
         `index` is the passage's place in the argument; ties keep that order. Without a `tokenizer` the model's own is
-        used, read once from the folder or hub id that the model came from.
+        used, read once from the folder or hub id that the model came from. Raises `ValueError` where a score is not
+        finite.
         """
         if not passages:
             return []
@@ -280,8 +293,7 @@ class SetEncoderForReranking(PreTrainedModel):
             scores = self(**tokenizer(query, passages).to(self.device)).logits[0].tolist()
         finally:
             self.train(was_training)
-        order = sorted(range(len(passages)), key=lambda index: -scores[index])
-        return [{"index": index, "score": scores[index], "text": passages[index]} for index in order]
+        return [{"index": index, "score": scores[index], "text": passages[index]} for index in best_first(scores)]
 
     @property
     def tokenizer_fields(self) -> dict[str, Any]:
@@ -307,6 +319,17 @@ class SetEncoderForReranking(PreTrainedModel):
                 self.open_tokenizer()
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
+
+
+def best_first(scores: Sequence[float]) -> list[int]:
+    """Return the places of scores, the highest first; ties keep their order.
+
+    Raises `ValueError` where one is not finite: what a diverged model gives would keep the input's order and look fine.
+    """
+    for place, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise ValueError(f"the score of passage {place + 1} of {len(scores)} is {score}: has the model diverged?")
+    return sorted(range(len(scores)), key=lambda place: -scores[place])
 
 
 def stored_interaction(name_or_path: str, hub: dict[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, Pipeline, PreTrainedTokenizerBase
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .modeling import SetEncoderForReranking
+from .modeling import SetEncoderForReranking, best_first
 from .tokenization import SetEncoderTokenizer
 
 TASK = "text-ranking"
@@ -72,7 +72,7 @@ class TextRankingPipeline(Pipeline):
 
     def postprocess(self, outputs: dict[str, Any], top_k: int | None = None, **_: Any) -> list[dict[str, Any]]:
         scores, passages = outputs["scores"].tolist(), outputs["passages"]
-        order = sorted(range(len(passages)), key=lambda index: -scores[index])[:top_k]
+        order = best_first(scores)[:top_k]
         return [{**passages[index], "index": index, "score": scores[index]} for index in order]
 
     def get_iterator(self, inputs: Iterable, num_workers: int, batch_size: int, *params: Any) -> Iterator:

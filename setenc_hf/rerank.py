@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .scoring import QueryPassages
 
 DTYPES = ("auto", "float32", "bfloat16")
+LONGEST_WAIT = timedelta(hours=12)  # of one process for the others, which may have a collection to build first
 
 
 def read_inputs(run: str, collection_name: str, depth: int, counts: Counter) -> "list[QueryPassages]":
@@ -63,8 +65,6 @@ def rerank(args: argparse.Namespace) -> None:
     qrels = list(read_qrels(args.qrels)) if args.qrels else None
     if Path(args.output).is_dir():
         raise InputError(f"{args.output}: is a directory; name a file to write")
-    counts: Counter = Counter()
-    inputs = read_inputs(args.run, args.collection, args.depth, counts)
 
     import torch
     from accelerate import PartialState
@@ -75,7 +75,10 @@ def rerank(args: argparse.Namespace) -> None:
     from .scoring import score_lists
 
     logging.disable_progress_bar()
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
+    counts: Counter = Counter()
+    with state.local_main_process_first():  # ir_datasets builds a store of texts, and several at once would spoil it
+        inputs = read_inputs(args.run, args.collection, args.depth, counts)
     dtype = choose_dtype(args.dtype, state.device)
     args.model = find_model(args.model)
     try:
@@ -90,9 +93,12 @@ def rerank(args: argparse.Namespace) -> None:
     progress = tqdm(total=len(mine), desc="re-rank", unit=" lists", disable=None if state.is_main_process else True)
 
     def advance() -> Iterator[tuple[str, list[tuple[str, float]]]]:
-        for query_id, doc_ids, scores in score_lists(model, tokenizer, mine, args.max_tokens_per_batch):
-            progress.update()
-            yield query_id, list(zip(doc_ids, scores, strict=True))
+        try:
+            for query_id, doc_ids, scores in score_lists(model, tokenizer, mine, args.max_tokens_per_batch):
+                progress.update()
+                yield query_id, list(zip(doc_ids, scores, strict=True))
+        except ValueError as error:  # a text longer than the backbone's positions
+            raise InputError(f"model {args.model!r} cannot be used: {error}") from None
 
     if state.num_processes == 1:
         lines = write_run(args.output, advance(), args.tag)

@@ -22,7 +22,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import get_model_param_count
 
 from .arguments import DataArguments, ModelArguments
-from .checkpoints import FILES, last_checkpoint, missing_files
+from .checkpoints import FILES, last_checkpoint, later_checkpoints, missing_files, move_away
 from .collection import query_key
 from .command import run_command
 from .cpu_linear import is_bfloat16_fast
@@ -43,6 +43,7 @@ from .tokenization import SetEncoderTokenizer
 from .trainer import ListwiseTrainer, ListwiseTrainingArguments
 
 logger = logging.getLogger(__name__)
+LATEST = ("last", "true", "auto")  # of `resume_from_checkpoint`: the last checkpoint, wherever it is
 OF_ONE_START = ("hub_token", "resume_from_checkpoint", "overwrite_output", "dry_run")  # not of what it makes
 ARGUMENTS = (ModelArguments, DataArguments, ListwiseTrainingArguments)
 
@@ -84,19 +85,17 @@ def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoder
 
 def check_lengths(model: SetEncoderForReranking, tokenizer: SetEncoderTokenizer) -> None:
     """Refuse lengths that need more positions than the backbone has: it would fail on the first long text."""
-    encoder = model.config.encoder_config
-    positions = getattr(encoder, "max_position_embeddings", None)
+    positions = model.num_positions
     num_special = tokenizer.template.num_special
     query_length, passage_length = tokenizer.query_length, tokenizer.passage_length
     needed = num_special + query_length + passage_length
-    if positions is None or needed <= positions - model.position_offset:
+    if positions is None or needed <= positions:
         return
-    longest = positions - model.position_offset - num_special - query_length
+    longest = positions - num_special - query_length
     raise InputError(
         f"`query_length` {query_length} and `passage_length` {passage_length} need {needed} positions "
-        f"with {num_special} special tokens, but the {encoder.model_type} backbone has "
-        f"{positions - model.position_offset}: lower "
-        + (f"`passage_length` to {longest} or less" if longest > 0 else "both")
+        f"with {num_special} special tokens, but the {model.config.encoder_config.model_type} backbone has "
+        f"{positions}: lower " + (f"`passage_length` to {longest} or less" if longest > 0 else "both")
     )
 
 
@@ -153,13 +152,13 @@ def check_shared_queries(train: TrainingLists, evaluated: dict[str, EvaluationLi
 
 
 def prepare_output(args: DataArguments, training: ListwiseTrainingArguments) -> str | None:
-    """Return the checkpoint to resume from, if any; refuse to write over an earlier training unasked.
+    """Return the checkpoint to resume from, if any; refuse to write over an earlier training, or a part, unasked.
 
     What may be written over is still there afterwards: [`empty_output`] removes it once the training can begin.
     """
     output, wish = Path(training.output_dir), training.resume_from_checkpoint
     word = wish.lower() if wish else None
-    if word in ("last", "true", "auto"):
+    if word in LATEST:
         found, incomplete = last_checkpoint(output)
         for path in incomplete:
             logger.warning(f"{path}: left out, it lacks {', '.join(missing_files(path)[:3])}")
@@ -176,7 +175,14 @@ def prepare_output(args: DataArguments, training: ListwiseTrainingArguments) -> 
         missing = missing_files(Path(wish))
         if missing and missing != [FILES]:
             raise InputError(f"{wish}: not a whole checkpoint, it lacks {', '.join(missing[:3])}; resume from another")
-        return wish
+        later = later_checkpoints(output, Path(wish))
+        if later and not args.overwrite_output:
+            raise InputError(
+                f"{output}: {', '.join(path.name for path in later)} would be taken for checkpoints of what goes on "
+                f"from {wish}; have them removed with --overwrite_output, or choose another --output_dir"
+            )
+        if Path(wish).resolve().parent == output.resolve():
+            return wish
     if output.is_dir() and any(output.iterdir()):
         # a training that was killed before its first checkpoint has left these alone, and nothing to go on from
         is_worthless = all(path.name in (PARTIAL, "runs") for path in output.iterdir())
@@ -185,7 +191,7 @@ def prepare_output(args: DataArguments, training: ListwiseTrainingArguments) -> 
                 f"{output}: holds an earlier training; go on with --resume_from_checkpoint last, start over with "
                 "--overwrite_output, or choose another --output_dir"
             )
-    return None
+    return None if word in LATEST else wish
 
 
 def check_reporting(training: ListwiseTrainingArguments) -> None:
@@ -278,8 +284,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if is_main:
             print(f"{report(model, train, training)}\nDry run: nothing was written")
         return {}
-    if checkpoint is None:
-        empty_output(training, [model_args.model, *data_args.train_samples, *data_args.eval_samples])
+    output = Path(training.output_dir)
+    if checkpoint is None or Path(checkpoint).resolve().parent != output.resolve():
+        needed = [model_args.model, *data_args.train_samples, *data_args.eval_samples]
+        empty_output(training, needed if checkpoint is None else [*needed, checkpoint])
+    elif training.should_save:
+        for path in later_checkpoints(output, Path(checkpoint)):
+            print(f"Removed {path}, which is later than what is gone on from")
+            move_away(path, output)
     settled = {**asdict(model_args), **asdict(data_args)}
     recipe = {name: settled.get(name, value) for name, value in given.items() if name not in OF_ONE_START}
     trainer = ListwiseTrainer(
@@ -298,7 +310,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     trainer.save_state()
     trainer.create_model_card()
     if is_main:
-        output = Path(training.output_dir)
         (output / "recipe.json").write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n", "utf-8")
         # of a resumed training, its own loss is of the steps since then
         loss = trainer.mean_loss if checkpoint is not None else None

@@ -11,13 +11,20 @@ from tqdm import tqdm
 from transformers import ProgressCallback, TrainingArguments
 
 from .checkpoints import CheckpointedTrainer
-from .distributed import stand_alone
+from .distributed import stand_alone, whole_layers
 from .errors import InputError
 from .hub_trainer import HubTrainer
 from .lists import EpochSampler, EvaluationLists, ListwiseCollator, TrainingLists
 from .losses import ListwiseLoss
 from .measures import mean, ordered, parse_measures, per_query
 from .progress import TrainingBar, TrainingClock, TrainingRecord
+
+# fields of `TrainingArguments` that the stock loops read and ours do not
+OF_NO_USE = {
+    "train_sampling_strategy": "lists are drawn by `sampling` from the seed, the epoch and the query",
+    "label_smoothing_factor": "the ranking losses have no classes to smooth",
+    "per_device_eval_batch_size": "evaluation lists go together by `max_tokens_per_batch`",
+}
 
 
 @dataclass
@@ -48,6 +55,9 @@ class ListwiseTrainingArguments(TrainingArguments):
         if self.deepspeed:
             stand_alone()
         super().__post_init__()
+        for name, why in OF_NO_USE.items():
+            if getattr(self, name, None) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` would change nothing: {why}; leave it out")
 
 
 class ListwiseTrainer(CheckpointedTrainer, HubTrainer):
@@ -70,6 +80,7 @@ class ListwiseTrainer(CheckpointedTrainer, HubTrainer):
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = ListwiseCollator(kwargs["processing_class"])
         super().__init__(*args, **kwargs)
+        whole_layers(self.model)
         if self.args.n_gpu > 1:
             raise InputError(
                 f"{self.args.n_gpu} GPUs but one process: torch's DataParallel would cut lists apart; "
@@ -172,6 +183,12 @@ class ListwiseTrainer(CheckpointedTrainer, HubTrainer):
                     scores = model(**batch).logits
                 rows = zip(batch_samples, scores.split(1), labels.split(1), strict=True)
                 for sample, row_scores, row_labels in rows:
+                    if not torch.isfinite(row_scores[0, : len(sample["doc_ids"])]).all():
+                        raise InputError(
+                            f"query {sample['query_id']!r}: the scores are not finite after step "
+                            f"{self.state.global_step}, the training has diverged; go on from an earlier checkpoint, "
+                            "or start over, with a lower --learning_rate"
+                        )
                     if number < len(dataset):
                         ranked = dict(zip(sample["doc_ids"], row_scores[0].tolist()))  # padding lies behind
                         loss = self.loss(row_scores, row_labels).item()

@@ -106,7 +106,7 @@ def write_run(path: str | Path, lists: Iterable[tuple[str, Sequence[tuple[str, f
             ceiling = np.float32(np.inf)
             for rank, (doc_id, score) in enumerate(sorted(scored, key=lambda pair: -pair[1]), start=1):
                 if not math.isfinite(score):
-                    raise ValueError(f"query {query_id!r}, document {doc_id!r}: the score {score} is not finite")
+                    raise InputError(f"query {query_id!r}, document {doc_id!r}: the score {score} is not finite")
                 ceiling = min(np.float32(score), np.nextafter(ceiling, np.float32(-np.inf)))
                 file.write(f"{query_id} Q0 {doc_id} {rank} {ceiling!s} {tag}\n")
                 count += 1

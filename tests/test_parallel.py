@@ -221,6 +221,23 @@ def test_zero3_killed_at_a_step_resumes_to_the_same_weights(recipe, tmp_path):
     assert results["eval_one_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
 
 
+@pytest.mark.slow
+def test_zero3_processes_work_through_different_numbers_of_chunks(recipe, tmp_path):
+    pytest.importorskip("deepspeed")
+    words = [recipe, "--hidden_dropout", "0", "--attention_dropout", "0", "--load_best_model_at_end", "false"]
+    words += ["--max_steps", "4"]
+    train([*words, "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "one")])
+    words += ["--deepspeed", str(Path(recipe).with_name("zero3.json")), "--gradient_checkpointing", "true"]
+    launch(2, [*words, "--max_tokens_per_chunk", "40", "--output_dir", str(tmp_path / "two")])
+    one, two = tmp_path / "one", tmp_path / "two"
+    for figure in ("eval_one_loss", "eval_two_loss"):
+        assert history(two, figure) == pytest.approx(history(one, figure), rel=1e-3)
+    assert history(two, "loss") == pytest.approx(history(one, "loss"), rel=1e-3)
+    card = (two / "README.md").read_text()
+    weights = sum(weight.numel() for weight in weights_of(two).values())
+    assert f"{weights:,} of {weights:,} weights were trained" in card
+
+
 def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
     for step in (2, 4, 10):
         checkpoint = tmp_path / f"checkpoint-{step}"
