@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ from .index_files import (
     check_unique,
     corpus_source,
     map_array,
+    one_builder,
     read_texts,
     worker_pool,
     write_json,
@@ -95,8 +96,20 @@ def build_bm25(
         InputError: the folder holds an index of other settings, or a document id stands twice.
     """
     settings = {"format": FORMAT, "version": VERSION, "analyzer": analyzer, "source": corpus_source(collection)}
-    if check_settings(folder / INDEX_FILE, settings):
-        return
+    with one_builder(folder):
+        if not check_settings(folder / INDEX_FILE, settings):
+            _build(collection, folder, settings, memory, num_proc, progress, range_docs)
+
+
+def _build(
+    collection: Collection,
+    folder: Path,
+    settings: dict[str, Any],
+    memory: int,
+    num_proc: int,
+    progress: Callable[[int], object],
+    range_docs: int,
+) -> None:
     num_proc = max(1, min(num_proc, memory // (2 * WORKER_MEMORY)))
     # a range is held by the reader, in the queue and by its worker
     characters = max((memory - num_proc * WORKER_MEMORY) // (MEMORY_PER_CHARACTER * (num_proc + 1)), 1_000_000)
@@ -110,7 +123,7 @@ def build_bm25(
     else:
         cut = {name: begun[name] for name in cut}
     ranges = cut_ranges(collection.docs(), cut["range_docs"], cut["range_characters"])
-    for done in build_parts(ranges, parts, analyzer, num_proc):
+    for done in build_parts(ranges, parts, settings["analyzer"], num_proc):
         progress(done)
     counts = merge_parts(parts, folder)
     write_json(folder / INDEX_FILE, settings | counts)

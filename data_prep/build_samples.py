@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,8 @@ from setenc_hf import __version__
 from setenc_hf.collection import Collection, Doc, open_collection
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
-from setenc_hf.files import atomic_folder, sha256
+from setenc_hf.files import atomic_folder, check_folder, sha256
+from setenc_hf.hub import find_model
 from setenc_hf.samples import (
     FORMAT_VERSION,
     LABEL_KINDS,
@@ -41,6 +43,9 @@ from .corpora import FULL, Corpora, name_of
 from .export_samples import add_arguments, publish
 from .list_batches import Judgements, RankedLists, SampleMaker
 from .run_spill import RunSpill
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DOCS_PER_BATCH = 1_000
 
@@ -152,16 +157,27 @@ def write_folder(
         (folder / "qrels.txt").write_text("".join(lines), "utf-8")
 
 
-def finish_corpus(args: argparse.Namespace, collection: Collection, folder: Path) -> None:
+def open_backend(name_or_path: str) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a model; raises `InputError` where there is none."""
+    from setenc_hf.tokenization import SetEncoderTokenizer
+
+    found = find_model(name_or_path)
+    try:
+        return SetEncoderTokenizer.from_pretrained(found).backend
+    except (OSError, ValueError) as error:
+        raise InputError(f"--tokenizer {name_or_path}: {' '.join(str(error).split())[:300]}") from None
+
+
+def finish_corpus(
+    args: argparse.Namespace, collection: Collection, folder: Path, backend: "PreTrainedTokenizerBase | None"
+) -> None:
     """Tokenise what no earlier build has tokenised, and keep what others may use."""
     corpora = Corpora(args.corpus_dir, collection)
     name = FULL if args.corpus == "full" else None
     tokenizer = None
-    if args.tokenizer:
-        from setenc_hf.tokenization import SetEncoderTokenizer
+    if backend is not None:
         from setenc_hf.tokens import SampleTokens, fingerprint
 
-        backend = SetEncoderTokenizer.from_pretrained(args.tokenizer).backend
         samples, tokenizer = ListwiseSamples.open(folder), fingerprint(backend)
         doc_ids = samples.corpus.data.table["doc_id"]
         known = list(corpora.known_tokens(doc_ids, tokenizer))
@@ -224,8 +240,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     collection = open_collection(args.collection)
+    # what would fail at the end fails before hours of reading
+    backend = open_backend(args.tokenizer) if args.tokenizer else None
+    if args.export:
+        check_folder(args.export, args.overwrite)
+    collection.queries()
     counts, folder = build(args, collection)
-    finish_corpus(args, collection, folder)
+    finish_corpus(args, collection, folder, backend)
     for name, count in sorted(counts.items()):
         print(f"{count:>12,}  {name}")
     print(f"Wrote {counts['lists']:,} lists of {counts['corpus passages']:,} passages to {folder}")

@@ -16,10 +16,10 @@ The index (arrays little-endian and memory-mapped):
 """
 
 import itertools
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from scipy.sparse import csc_array, csr_array
 
 from setenc_hf.collection import Collection, Doc, LocalCollection
 from setenc_hf.errors import InputError
-from setenc_hf.files import PARTIAL, atomic_folder
+from setenc_hf.files import PARTIAL, shared_folder
 
 from .index_files import (
     INDEX_FILE,
@@ -38,6 +38,8 @@ from .index_files import (
     check_unique,
     corpus_source,
     map_array,
+    one_builder,
+    process_rank,
     read_texts,
     write_json,
     write_texts,
@@ -49,11 +51,6 @@ FORMAT, VERSION = "late-interaction", 2
 CHUNK_PASSAGES = 5000
 Item = TypeVar("Item")
 PLAN_FILE, CODEC_FILE = "plan.json", "codec.safetensors"
-
-
-def process_rank() -> tuple[int, int]:
-    """Return this process's number and the number of processes, as `accelerate launch` sets them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def build_colbert(
@@ -76,6 +73,21 @@ def build_colbert(
         chunk_passages: passages that are lost when the process is killed; those of an index begun are kept.
         progress: told how many more passages are done.
     """
+    with one_builder(folder) if process_rank()[0] == 0 else nullcontext():
+        _build(collection, folder, encoder, engine, bits, append, chunk_passages, batch_size, progress)
+
+
+def _build(
+    collection: Collection,
+    folder: Path,
+    encoder: LateInteractionEncoder,
+    engine: str,
+    bits: int,
+    append: bool,
+    chunk_passages: int,
+    batch_size: int,
+    progress: Callable[[int], object],
+) -> None:
     number, processes = process_rank()
     settings = {"format": FORMAT, "version": VERSION, "engine": engine, "bits": 16 if engine == "exact" else bits}
     settings |= {"dim": encoder.dim, "model": encoder.fingerprint}
@@ -176,7 +188,7 @@ def write_chunk(
     """Encode passages and write their chunk."""
     found = encoder.encode_passages([doc.text for doc in docs], batch_size)
     vectors = torch.cat(found)  # [vectors, dim]
-    with atomic_folder(path) as folder:
+    with shared_folder(path) as folder:  # a process of another command may be encoding the same
         write_texts(folder / "doc_ids.arrow", [doc.doc_id for doc in docs])
         np.save(folder / "lengths.npy", np.array([len(rows) for rows in found], np.int32))
         if codec is None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
 from setenc_hf.files import atomic_folder
-from setenc_hf.samples import ListwiseSamples
+from setenc_hf.samples import ListwiseSamples, source_lines
 
 LISTS_PER_BATCH = 256
 BYTES_PER_FILE = 500_000_000  # of text, before compression
@@ -101,6 +101,8 @@ def export_batches(samples: ListwiseSamples) -> Iterator[pa.RecordBatch]:
     """Yield the lists with their passages' ids and texts in place of row numbers."""
     corpus = Rows(samples.corpus.data.table)
     for part in samples.samples.data.table.to_batches(max_chunksize=LISTS_PER_BATCH):
+        if not part.num_rows:  # lists that were all left out make an empty batch
+            continue
         rows = part.column("passages")
         offsets = pa.array(np.asarray(rows.offsets) - rows.offsets[0].as_py(), pa.int32())
         texts = corpus.take(rows.flatten().to_numpy())
@@ -140,17 +142,11 @@ def export(samples: ListwiseSamples, folder: Path, name: str) -> int:
 def card(samples: ListwiseSamples, name: str) -> str:
     """Return the dataset card; of local files it tells names and hashes, not where they lay."""
     meta = samples.meta
-    sources = [
-        f"- {kind}: `{Path(name).name if Path(name).is_absolute() or kind != 'collection' else name}`"
-        + (f" (SHA-256 `{content}`)" if isinstance(content, str) else "")
-        for kind, entries in meta["sources"].items()
-        for name, content in entries.items()
-    ]
     counts = [f"| {reason} | {count:,} |" for reason, count in meta["counts"].items()]
     passages = meta["counts"]["passages"]
     return CARD.format(
         lists=len(samples), passages=passages, labels=meta["labels"], depth=meta["depth"], made_by=meta["made_by"],
-        name=name, sources="\n".join(sources), counts="\n".join(counts),
+        name=name, sources="\n".join(source_lines(meta["sources"])), counts="\n".join(counts),
     )  # fmt: skip
 
 
@@ -163,7 +159,11 @@ def push(folder: Path, repo_id: str, private: bool) -> str:
     try:
         address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repo_id, folder_path=str(folder), repo_type="dataset", commit_message="Upload listwise samples"
+            repo_id=repo_id,
+            folder_path=str(folder),
+            repo_type="dataset",
+            commit_message="Upload listwise samples",
+            delete_patterns=["data/*.parquet", "qrels.txt"],  # of an earlier upload, which readers would get beside it
         )
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -1,10 +1,13 @@
 """What every index on disk shares: `index.json` with format, version and settings, texts in Arrow, workers."""
 
+import fcntl
 import json
 import os
+import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,35 @@ def check_settings(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
                 "name another --index-dir, or remove this one to build it anew"
             )
     return found
+
+
+def process_rank() -> tuple[int, int]:
+    """Return this process's number and the number of processes, as `accelerate launch` sets them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def one_builder(folder: Path) -> Iterator[None]:
+    """Let one process build the index in `folder`; another waits, and finds it built.
+
+    The lock is the kernel's (`flock`), so that a killed process leaves none behind. An index that cannot be written
+    needs none, and a file system without locks is told of.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        file = open(folder / ".lock", "ab")  # noqa: SIM115, closed below
+    except OSError:  # read-only
+        yield
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: another process is building this index; waiting for it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            print(f"{folder}: cannot be locked ({error}); build it with one command at a time", file=sys.stderr)
+        yield
 
 
 def corpus_source(collection: Collection) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 
 from setenc_hf.errors import InputError
 
-from .teacher_cost import Usage
+from .teacher_cost import Prices, Usage
 
 
 class Answer(NamedTuple):
@@ -46,6 +46,9 @@ class Journal:
         self.settings: dict[str, Any] = {}
         self.answers: dict[str, list[Answer]] = {}
         self.usage = Usage()
+        self.prices = Prices()  # today's, by which what is added is priced
+        self.cost = 0.0  # of the lines that were priced
+        self.unpriced = Usage()  # of the others
         self.unanswered = 0
         self.batches: dict[str, dict[str, Any]] = {}
         self.collected: set[tuple[str, str]] = set()  # (name of the batch, hash of the request)
@@ -69,6 +72,13 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    def spent(self, prices: Prices) -> float | None:
+        """Return what all of it cost: each line at the price of its day, lines without one at `prices`."""
+        rest = prices.cost(self.unpriced)
+        if rest is None and (self.unpriced.total or not self.cost):
+            return None
+        return self.cost + (rest or 0.0)
 
     def start(self, settings: dict[str, Any], accept_changes: bool) -> None:
         """Note the settings of this job; raises `InputError` where they differ from the last ones, unless accepted."""
@@ -98,17 +108,21 @@ class Journal:
         row = {"type": "answer", "request": request, "query_id": query_id, "answer": answer.text}
         usage = {"prompt_tokens": answer.usage.prompt, "completion_tokens": answer.usage.completion}
         rest = {"finish_reason": answer.finish_reason, **usage, "seconds": round(answer.seconds, 3), **more}
-        self._add(row | rest)
+        self._add(row | rest | self._price(answer.usage))
 
     def add_unanswered(self, request: str, query_id: str, usage: Usage) -> None:
         """Keep that a request was sent and its answer lost; `usage` is what it may have cost."""
         counts = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion}
         row = {"type": "unanswered", "request": request, "query_id": query_id, **counts}
-        self._add(row)
+        self._add(row | self._price(usage))
 
     def add_batch(self, name: str, **state: Any) -> None:
         """Keep the state of a batch under our own name for it; later states replace earlier ones, key by key."""
         self._add({"type": "batch", "name": name, **state})
+
+    def _price(self, usage: Usage) -> dict[str, float]:
+        cost = self.prices.cost(usage)
+        return {} if cost is None else {"cost": cost}
 
     def _add(self, row: dict[str, Any]) -> None:
         with self._one_at_a_time:
@@ -125,6 +139,10 @@ class Journal:
         else:
             usage = Usage(row["prompt_tokens"], row["completion_tokens"])
             self.usage += usage
+            if "cost" in row:
+                self.cost += row["cost"]
+            else:
+                self.unpriced += usage
             if row["type"] == "answer":
                 answer = Answer(row["answer"], row["finish_reason"], usage, row["seconds"])
                 self.answers.setdefault(row["request"], []).append(answer)

@@ -32,7 +32,8 @@ class LateInteractionSettings:
     doc_marker: str = "[unused1] "
     query_length: int = 32
     doc_length: int = 180
-    expansion: str | None = "fixed"  # "fixed" pads with mask tokens and cuts, "min" only pads, None does neither
+    expansion: str | None = "fixed"  # "fixed" and "min" pad with mask tokens to `query_length`, None does not
+    query_limit: int | None = None  # where queries are cut; `query_length` unless "min" has a limit of its own
     attend: bool = False  # whether the encoder attends to the mask tokens; they score in any case
     skipped_words: tuple[str, ...] = tuple(string.punctuation)
 
@@ -53,23 +54,23 @@ class LateInteractionEncoder:
             self.encoder.half()
             self.projections.half()
         longest = getattr(self.encoder.config, "max_position_embeddings", None)
-        if longest and max(self.settings.doc_length, self.settings.query_length) > longest:
-            raise InputError(
-                f"{model}: texts of {self.settings.doc_length} tokens do not fit the encoder's {longest} positions"
-            )
+        lengths = self.settings.doc_length, self.settings.query_length, self.settings.query_limit or 0
+        if longest and max(lengths) > longest:
+            raise InputError(f"{model}: texts of {max(lengths)} tokens do not fit the encoder's {longest} positions")
         width = self.encoder.config.hidden_size
         self.dim = next((layer.out_features for layer in reversed(projections) if isinstance(layer, nn.Linear)), width)
         skipped = {self.tokenizer.convert_tokens_to_ids(word) for word in self.settings.skipped_words}
         self.skipped = torch.tensor(sorted(skipped - {self.tokenizer.unk_token_id, None}), dtype=torch.long)
         weights = {path.name: sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
-        self.fingerprint: dict[str, Any] = {"weights": weights, **asdict(self.settings)}
+        settings = {name: value for name, value in asdict(self.settings).items() if name != "query_limit" or value}
+        self.fingerprint: dict[str, Any] = {"weights": weights, **settings}
         self.fingerprint["skipped_words"] = "".join(self.settings.skipped_words)
 
     @torch.inference_mode()
     def encode_queries(self, texts: Sequence[str]) -> list[Tensor]:
         """Return, per query, its vectors: float32 [tokens, dim], each of length 1."""
         settings, mask_id = self.settings, self.tokenizer.mask_token_id
-        limit = None if settings.expansion == "min" else settings.query_length
+        limit = settings.query_limit or settings.query_length
         vectors = []
         for ids in self._token_ids(texts, settings.query_marker, limit):
             fill = max(settings.query_length - len(ids), 0) if settings.expansion else 0
@@ -205,6 +206,7 @@ def _read_modules(folder: Path) -> tuple[LateInteractionSettings, list[nn.Module
             query_marker=prompts.get("query") or "",
             doc_marker=prompts.get("document") or "",
             query_length=expansion.get("length") or transformer.get("query_length") or longest,
+            query_limit=transformer.get("query_length") or longest if expansion.get("strategy") == "min" else None,
             doc_length=transformer.get("document_length") or longest,
             expansion=expansion.get("strategy"),
             attend=bool(expansion.get("attend")),

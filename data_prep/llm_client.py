@@ -20,6 +20,7 @@ from .teacher_cost import Budget, Usage
 from .tokens import TokenCounter
 
 OPENAI = "https://api.openai.com/v1"
+CONNECT_SECONDS = 10.0  # for a connection alone: nothing has been sent before there is one
 LONGEST_BACKOFF = 16.0  # seconds between two requests where the server names no time
 LONGEST_WAIT = 600.0  # seconds; a server that says "come back tomorrow" should end the job, not hold it
 T = TypeVar("T")
@@ -33,12 +34,22 @@ class Unanswered(Exception):
 def resolve_base_url(base_url: str | None) -> str:
     """Return the server's address; raises `InputError` on one with a password in it or without a scheme."""
     url = (base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        is_address = False
+    if not is_address:
         raise InputError(f"--base-url is an address such as http://localhost:8000/v1, got {url!r}")
     if "@" in parts.netloc or parts.query:
         raise InputError("--base-url: leave user, password and key out of it; the key is read from OPENAI_API_KEY")
     return url
+
+
+def is_openai(base_url: str) -> bool:
+    """Tell whether this is OpenAI's own server, in whatever region."""
+    host = urlsplit(base_url).hostname or ""
+    return f".{host}".endswith(f".{urlsplit(OPENAI).hostname}")
 
 
 def api_key(base_url: str) -> str:
@@ -83,8 +94,9 @@ class LlmClient:
         self.timeout, self.max_retries = timeout, max_retries
         self.retries: Counter[str] = Counter()
         # its own retries are off: ours count them, keep the budget and stop where a retry is of no use
+        patience = self.openai.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
         self.client = self.openai.AsyncOpenAI(
-            api_key=api_key(base_url), base_url=base_url, max_retries=0, timeout=timeout
+            api_key=api_key(base_url), base_url=base_url, max_retries=0, timeout=patience
         )
 
     async def __aenter__(self) -> "LlmClient":
@@ -156,11 +168,12 @@ class LlmClient:
     def _judge(self, error: Exception, attempt: int) -> tuple[str, float]:
         """Return why to ask again and after how many seconds; raises `InputError` where asking again is of no use."""
         backoff = min(LONGEST_BACKOFF, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
+        if type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):
+            return "no connection", backoff
         if isinstance(error, TimeoutError | self.openai.APITimeoutError):
             return "time-out", backoff
         if isinstance(error, self.openai.APIConnectionError):
-            never_sent = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
-            return ("no connection" if never_sent else "cut"), backoff
+            return "cut", backoff
         status = getattr(error, "status_code", None)
         if not isinstance(status, int) or status < 400:
             return "cut", backoff  # a body that is no answer

@@ -10,9 +10,12 @@ that failed, which OUTPUT.failed.tsv names; 4 stopped before a limit was passed.
 
 import argparse
 import asyncio
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from setenc_hf.collection import open_collection
@@ -23,7 +26,7 @@ from setenc_hf.trec import read_qrels, write_run
 
 from .ask_lists import ask_lists
 from .journal import Journal, journal_path
-from .llm_client import OPENAI, LlmClient, resolve_base_url
+from .llm_client import LlmClient, is_openai, resolve_base_url
 from .teacher import Teacher, TeacherList
 from .teacher_arguments import answer_tokens, build_parser, build_prompt, check_arguments, journaled_settings
 from .teacher_batch import OPEN, BatchTeacher
@@ -49,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = args.replay is None or not args.replay
     with Journal(output if own else Path(args.replay), read_only=args.replay is not None) as journal:
         teacher.journal = journal
+        journal.prices = prices(args)
         settings = journaled_settings(args, teacher.prompt) | {"texts": teacher.digest(lists)}
         if args.replay is not None:
             journal.check(settings, args.accept_changes)
@@ -81,7 +85,7 @@ def read_job(args: argparse.Namespace) -> tuple[Teacher, list[TeacherList]]:
         answer_tokens=answer_tokens(args),
         attempts=args.attempts,
         # OpenAI's newer models refuse the old name, most other servers know no other
-        limit_name="max_completion_tokens" if resolve_base_url(args.base_url) == OPENAI else "max_tokens",
+        limit_name="max_completion_tokens" if is_openai(resolve_base_url(args.base_url)) else "max_tokens",
     )
     lists = [
         TeacherList(
@@ -107,11 +111,14 @@ def ask(args: argparse.Namespace, teacher: Teacher, lists: list[TeacherList]) ->
     progress = Progress(lists, teacher, budget)
 
     async def job() -> None:
-        async with client:
-            await ask_lists(lists, teacher, client, args.concurrency, progress.update)
+        with cancelled_by_sigterm():
+            async with client:
+                await ask_lists(lists, teacher, client, args.concurrency, progress.update)
 
     try:
         asyncio.run(job())
+    except asyncio.CancelledError:
+        sys.exit(128 + signal.SIGTERM)
     except LimitReached:
         progress.close()
         print(summary(lists, teacher, prices(args), time.monotonic() - started, client.retries))
@@ -119,6 +126,32 @@ def ask(args: argparse.Namespace, teacher: Teacher, lists: list[TeacherList]) ->
     finally:
         progress.close()
     finish(args, teacher, lists, started, client.retries)
+
+
+@contextmanager
+def cancelled_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM cancel the task as Ctrl-C does: what is in flight is journaled first. A second changes nothing.
+
+    An exception out of a signal's handler would end the loop, and with it every request that is paid for.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone is told of signals
+        yield
+        return
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    before, is_stopping = signal.getsignal(signal.SIGTERM), False
+
+    def stop() -> None:
+        nonlocal is_stopping
+        if not is_stopping and task is not None:
+            is_stopping = True
+            task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)
 
 
 def replay(args: argparse.Namespace, teacher: Teacher, lists: list[TeacherList]) -> None:
@@ -180,7 +213,9 @@ def finish(
 
 def build_budget(args: argparse.Namespace, teacher: Teacher) -> Budget:
     assert teacher.journal is not None
-    return Budget(prices(args), args.max_cost, args.max_tokens, teacher.journal.usage, teacher.counter.exact)
+    journal, exact = teacher.journal, teacher.counter.exact
+    cost = journal.spent(prices(args))
+    return Budget(prices(args), args.max_cost, args.max_tokens, journal.usage, exact, cost)
 
 
 def prices(args: argparse.Namespace) -> Prices:

@@ -87,13 +87,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def retrieve_bm25(collection: Collection, queries: list[Query], args: argparse.Namespace) -> RunCounts:
-    """Build the index where it is missing, and search it."""
+def retrieve_bm25(collection: Collection, queries: list[Query], args: argparse.Namespace) -> RunCounts | None:
+    """Build the index where it is missing, and search it; None in all processes but the first."""
     from .analysis import open_analyzer
     from .bm25 import Bm25Searcher, check_parameters
     from .bm25_index import build_bm25
-    from .index_files import INDEX_FILE, read_json
+    from .index_files import INDEX_FILE, process_rank, read_json
 
+    if process_rank()[0]:  # the first process indexes and searches with all cores
+        return None
     passages = None
     memory = parse_size(args.memory)
     check_parameters(args.k1, args.b)
@@ -123,9 +125,9 @@ def retrieve_colbert(collection: Collection, queries: list[Query], args: argpars
     from transformers.utils import logging
 
     from .colbert import ColbertSearcher, overlap, search_collection
-    from .colbert_index import PLAN_FILE, build_colbert, process_rank, unfinished_chunks
+    from .colbert_index import PLAN_FILE, build_colbert, unfinished_chunks
     from .fast_plaid import open_package
-    from .index_files import INDEX_FILE, read_json
+    from .index_files import INDEX_FILE, process_rank, read_json
     from .late_interaction import LateInteractionEncoder
 
     if args.engine == "fast-plaid":

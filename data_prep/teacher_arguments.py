@@ -68,6 +68,10 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise `InputError` on flags that contradict one another or can't be kept."""
+    if Path(args.output).is_dir():
+        raise InputError(f"{args.output}: is a directory; --output names the run to write")
+    if not (args.tag or args.model).split():
+        raise InputError("--tag and --model are words, not blanks")
     if args.window_size < 2:
         raise InputError(f"--window-size must be at least 2 (one passage has no order), got {args.window_size}")
     if args.stride > args.window_size:

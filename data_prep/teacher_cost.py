@@ -44,15 +44,23 @@ class Budget:
 
     A worst case is the longest answer allowed and the prompt's estimate, times `MARGIN` or the worst error seen so far.
     A request that does not fit waits until those in flight have shown their true cost.
+    `cost` is what was paid for what is `spent` already, where that was not at these prices.
     """
 
     MARGIN = 1.5
 
     def __init__(
-        self, prices: Prices, max_cost: float | None, max_tokens: int | None, spent: Usage, exact: bool = False
+        self,
+        prices: Prices,
+        max_cost: float | None,
+        max_tokens: int | None,
+        spent: Usage,
+        exact: bool = False,
+        cost: float | None = None,
     ) -> None:
         self.prices, self.max_cost, self.max_tokens = prices, max_cost, max_tokens
         self.spent = spent
+        self.cost = prices.cost(spent) if cost is None else cost
         self.in_flight: list[Usage] = []
         self.margin = 1.1 if exact else self.MARGIN  # servers add a chat template that no tokenizer's count holds
         self._changed = asyncio.Condition()
@@ -62,11 +70,11 @@ class Budget:
 
     def fits(self, usage: Usage) -> bool:
         """Tell whether `usage` on top of everything spent and in flight stays within the limits."""
-        total = sum(self.in_flight, self.spent) + usage
-        if self.max_tokens is not None and total.total > self.max_tokens:
+        ahead = sum(self.in_flight, usage)
+        if self.max_tokens is not None and (self.spent + ahead).total > self.max_tokens:
             return False
-        cost = self.prices.cost(total)
-        return self.max_cost is None or cost is None or cost <= self.max_cost
+        cost = self.prices.cost(ahead)
+        return self.max_cost is None or cost is None or (self.cost or 0.0) + cost <= self.max_cost
 
     @asynccontextmanager
     async def reserve(self, prompt_estimate: int, answer_tokens: int) -> AsyncIterator[None]:
@@ -87,4 +95,6 @@ class Budget:
     def spend(self, usage: Usage, prompt_estimate: int) -> None:
         """Count what a request cost, and learn from it how far estimates err."""
         self.spent += usage
+        if (cost := self.prices.cost(usage)) is not None:
+            self.cost = (self.cost or 0.0) + cost
         self.margin = max(self.margin, 1.05 * usage.prompt / max(prompt_estimate, 1))

@@ -22,8 +22,8 @@ class Progress:
         if item.failure:
             self.failed[item.query_id] = item.sliding.remaining
         postfix: dict[str, Any] = {"tokens": f"{self.budget.spent.total:,}"}
-        if (cost := self.budget.prices.cost(self.budget.spent)) is not None:
-            postfix["cost"] = f"{cost:.2f}"
+        if self.budget.cost is not None:
+            postfix["cost"] = f"{self.budget.cost:.2f}"
         self.bar.set_postfix(**postfix, failed=len(self.failed), refresh=False)
         self.bar.update(self.teacher.outcomes.answered + sum(self.failed.values()) - self.bar.n)
 
@@ -50,7 +50,7 @@ def summary(
         *([("answers cut at their limit", cut)] if outcomes.cut else []),
         ("asked again (no ranking)", f"{outcomes.asked_again:,}"),
         ("sent again (server)", f"{sum(sent_again.values()):,}{_kinds(sent_again)}"),
-        *usage_rows(journal.usage, prices),
+        *usage_rows(journal.usage, journal.spent(prices)),
         ("seconds", f"{seconds:.1f}"),
     ]
     if journal.unanswered:
@@ -72,15 +72,14 @@ def dry_run(lists: list[TeacherList], teacher: Teacher, prices: Prices) -> str:
         [
             ("windows to ask", f"{windows:,}"),
             ("windows in the journal", f"{teacher.outcomes.answered:,}"),
-            *usage_rows(usage, prices),
+            *usage_rows(usage, prices.cost(usage)),
             ("tokens are", how),
             ("nothing was asked", "this was a dry run"),
         ]
     )
 
 
-def usage_rows(usage: Usage, prices: Prices) -> list[tuple[str, str]]:
-    cost = prices.cost(usage)
+def usage_rows(usage: Usage, cost: float | None) -> list[tuple[str, str]]:
     shown = "unknown: give --price-input and --price-output" if cost is None else f"{cost:,.4f}"
     return [("prompt tokens", f"{usage.prompt:,}"), ("answer tokens", f"{usage.completion:,}"), ("cost", shown)]
 

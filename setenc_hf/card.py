@@ -3,8 +3,7 @@
 import json
 import os
 import platform
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from .arguments import DataArguments, ModelArguments
 from .distributed import num_numbers
 from .lists import EvaluationLists, TrainingLists
 from .measures import mean, parse_measures, per_query
+from .samples import source_lines
 
 if TYPE_CHECKING:
     from .trainer import ListwiseTrainer
@@ -43,7 +43,6 @@ LEFT_OUT = [
     "license",
 ]
 LEFT_OUT += ["accelerator_config", "do_eval", "do_train", "dataloader_", "use_cpu", "resume_from", "debug"]
-SHA_256 = re.compile("[0-9a-f]{64}")
 ALWAYS = {
     "learning_rate",
     "lr_scheduler_type",
@@ -181,30 +180,12 @@ def data_table(trainer: "ListwiseTrainer") -> str:
         counts = samples.meta.get("counts", {})
         lines = [f"**{samples.folder.name}** ({use}), labels of {samples.labels_kind}:", ""]
         lines += [f"- {count:,} {reason}" for reason, count in counts.items()]
-        sources = source_hashes(samples.meta.get("sources", {}))
-        lines += [
-            f"- from `{name}`" + (f", SHA-256 `{mark}`" if SHA_256.fullmatch(mark) else f" ({mark})")
-            for name, mark in sources
-        ]
+        lines += source_lines(samples.meta.get("sources", {}))
         parts.append("\n".join(lines))
     if isinstance(trainer.train_dataset, TrainingLists):
         left_out = trainer.train_dataset.left_out
         parts.append("\n".join(f"Left out in training: {count:,} {reason}." for reason, count in left_out.items()))
     return "\n\n".join(part for part in parts if part)
-
-
-def source_hashes(sources: Mapping[str, Any], collection: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (name, SHA-256) of the files that samples were made from, of a path its last parts only.
-
-    A collection of `ir_datasets` goes by its id, with the package's version in place of a hash.
-    """
-    for name, value in sources.items():
-        if isinstance(value, Mapping) and value.keys() == {name}:
-            yield name, str(value[name])
-        elif isinstance(value, Mapping):
-            yield from source_hashes(value, Path(name).name if name not in ("runs", "qrels", "collection") else "")
-        else:
-            yield "/".join(filter(None, [collection, Path(name).name])), str(value)
 
 
 def training(trainer: "ListwiseTrainer") -> str:

@@ -83,15 +83,20 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     An existing non-empty `path` is refused unless `overwrite` is set, and then replaced only at the end.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file; name a folder to write")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise InputError(f"{path}: exists and is not empty; choose another name or pass --overwrite")
+    check_folder(path, overwrite)
     with partial_folder(path) as partial:
         yield partial
         if path.exists():
             shutil.rmtree(path)
         os.replace(partial, path)
+
+
+def check_folder(path: Path, overwrite: bool) -> None:
+    """Raise `InputError` where a folder cannot be written as `path`."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; name a folder to write")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise InputError(f"{path}: exists and is not empty; choose another name or pass --overwrite")
 
 
 @contextmanager

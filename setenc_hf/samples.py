@@ -11,7 +11,8 @@ Both Arrow folders open with `datasets.load_from_disk` too.
 
 import bisect
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 LABEL_KINDS = ("relevance", "rank", "score")
 IGNORE_LABEL = -100.0  # in a batch, the label behind the end of a shorter list
 FORMAT_VERSION = 1
+SHA_256 = re.compile("[0-9a-f]{64}")
 
 
 def sample_features() -> "Features":
@@ -52,6 +54,28 @@ def corpus_features() -> "Features":
     from datasets import Features, Value
 
     return Features({"doc_id": Value("string"), "text": Value("string")})
+
+
+def source_lines(sources: Mapping[str, Any]) -> list[str]:
+    """Return a line for a card for each file that samples were made from: its name and its SHA-256."""
+    return [
+        f"- from `{name}`" + (f", SHA-256 `{mark}`" if SHA_256.fullmatch(mark) else f" ({mark})")
+        for name, mark in source_hashes(sources)
+    ]
+
+
+def source_hashes(sources: Mapping[str, Any], collection: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (name, SHA-256) of the files that samples were made from, of a path its last parts only.
+
+    A collection of `ir_datasets` goes by its id, with the package's version in place of a hash.
+    """
+    for name, value in sources.items():
+        if isinstance(value, Mapping) and value.keys() == {name}:
+            yield name, str(value[name])
+        elif isinstance(value, Mapping):
+            yield from source_hashes(value, Path(name).name if name not in ("runs", "qrels", "collection") else "")
+        else:
+            yield "/".join(filter(None, [collection, Path(name).name])), str(value)
 
 
 def write_arrow(folder: Path, features: "Features", batches: Iterable[pa.RecordBatch], fingerprint: str) -> int:

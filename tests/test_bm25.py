@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from data_prep.analysis import open_analyzer
 from data_prep.bm25 import Bm25Searcher
 from data_prep.bm25_index import LENGTHS, build_bm25
+from data_prep.index_files import one_builder
 from data_prep.retrieve import main
 from data_prep.run_blocks import search_in_blocks
 from setenc_hf.collection import open_collection
@@ -80,6 +82,29 @@ def test_scores_are_those_of_the_formula(tmp_path):
     assert dict(ranked) == pytest.approx(expected, rel=1e-6)
     assert [doc_id for doc_id, _ in ranked] == sorted(expected, key=expected.get, reverse=True)
     assert searcher.search("the unknown", depth=10) == []
+
+
+def test_a_second_builder_waits_and_finds_the_index(tmp_path, capsys):
+    passages = {str(number): f"river stone{number}" for number in range(50)}
+    collection = open_collection(str(write_collection(tmp_path / "collection", passages, {"q": "x"})))
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    build_bm25(collection, alone, range_docs=7)
+    with ThreadPoolExecutor(2) as threads:
+        with one_builder(shared):
+            builders = [threads.submit(build_bm25, collection, shared, range_docs=7) for _ in range(2)]
+            time.sleep(0.3)
+            assert contents(shared).keys() == {".lock"}
+        for builder in builders:
+            builder.result()
+    assert contents(shared) == contents(alone)
+    assert "another process is building this index; waiting" in capsys.readouterr().err
+
+
+def test_of_several_processes_one_indexes_and_searches(tmp_path, monkeypatch):
+    collection = write_collection(tmp_path / "c", {"d": "river"}, {"q": "river"})
+    monkeypatch.setenv("RANK", "1")
+    main(command(tmp_path, collection))
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
 def test_ties_are_in_order_of_id_at_the_cut_too(tmp_path):

@@ -9,9 +9,9 @@ import transformers.utils.hub
 from huggingface_hub import HfApi, ModelCard
 
 from fake_hub import FakeHub
-from setenc_hf.card import source_hashes
 from setenc_hf.measures import mean, parse_measures, per_query, run_scores
 from setenc_hf.modeling import SetEncoderForReranking
+from setenc_hf.samples import source_hashes
 from setenc_hf.train import main as train
 from setenc_hf.trec import read_lists, read_qrels
 from small_collection import make_samples

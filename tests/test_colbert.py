@@ -115,13 +115,19 @@ def test_vectors_are_those_the_format_defines(checkpoint, encoder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["HF_ColBERT", "MultiVectorEncoder", "PyLate"])
+@pytest.mark.parametrize("kind", ["HF_ColBERT", "MultiVectorEncoder", "PyLate", "min"])
 def test_vectors_equal_sentence_transformers(checkpoint, tmp_path, kind):
     library = pytest.importorskip("sentence_transformers")
     folder = checkpoint
     if kind == "MultiVectorEncoder":
         folder = tmp_path / "saved"
         library.MultiVectorEncoder(str(checkpoint)).save_pretrained(str(folder))
+    if kind == "min":  # at least 12 tokens, at most 20
+        folder = tmp_path / "saved"
+        saved = library.MultiVectorEncoder(str(checkpoint))
+        saved[0].query_expansion = {"strategy": "min", "length": 12}
+        saved[0].query_length = 20
+        saved.save_pretrained(str(folder))
     if kind == "PyLate":
         folder = pylate_folder(checkpoint, tmp_path / "pylate")
     ours, theirs = LateInteractionEncoder(str(folder)), library.MultiVectorEncoder(str(folder))
@@ -268,7 +274,7 @@ def test_an_id_that_stands_twice_is_named_before_anything_is_encoded(encoder, tm
     monkeypatch.setattr(encoder, "encode_passages", None)
     with pytest.raises(InputError, match=r"document 'D-7/1' stands 2 times .* \(passages 8 and 21\)"):
         build(twice, tmp_path / "index", encoder)
-    assert not contents(tmp_path / "index")
+    assert contents(tmp_path / "index").keys() == {".lock"}
 
 
 def test_a_killed_append_is_gone_on_with_and_nothing_else_is(collection, encoder, tmp_path, monkeypatch):
@@ -349,7 +355,7 @@ def test_the_command_writes_a_run_and_reports_recall(checkpoint, collection, tmp
     (tmp_path / "other" / "index.json").write_text('{"format": "bm25", "version": 1}')
     with pytest.raises(InputError, match="made with format 'bm25', this command has 'late-interaction'"):
         main([*arguments, "--index-dir", str(tmp_path / "other")])
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["index.json"]
+    assert {path.name for path in (tmp_path / "other").iterdir()} == {".lock", "index.json"}
     with pytest.raises(InputError, match="--probes is at least 1, got 0"):
         main([*arguments, "--probes", "0"])
 

@@ -154,6 +154,58 @@ def test_an_export_says_all_that_samples_say(tmp_path, words, monkeypatch):
     assert "6 lists of" in card
 
 
+def test_an_export_leaves_out_nothing_behind_lists_that_were_left_out(tmp_path, words, monkeypatch):
+    monkeypatch.setattr("data_prep.run_spill.LISTS_PER_BUCKET", 2)
+    unknown = [f"x{number} Q0 d{number} 1 1 t\n" for number in range(4)]
+    run = make_run(tmp_path)
+    run.write_text("".join(unknown) + run.read_text())
+    samples = build(tmp_path, words, "samples", run, "--export", str(tmp_path / "export"))
+    rows = load_dataset(str(tmp_path / "export"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows["query_id"] == samples.samples["query_id"]
+    assert len(rows) == 6
+
+
+def test_a_card_names_files_and_hashes_and_no_folder(tmp_path, words, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "customer-x").mkdir()
+    (tmp_path / "collection").rename(tmp_path / "customer-x" / "texts")
+    words = ["--collection", "customer-x/texts", *words[2:]]
+    samples = build(tmp_path, words, "samples", make_run(tmp_path), "--export", "export")
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "customer-x" not in card
+    corpus = samples.meta["sources"]["collection"]["customer-x/texts"]["corpus.jsonl"]
+    assert f"- from `texts/corpus.jsonl`, SHA-256 `{corpus}`" in card
+    assert "- from `first.run`, SHA-256 `" in card
+
+
+def test_what_would_fail_at_the_end_fails_before_a_line_is_read(tmp_path, words):
+    run = make_run(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    for more, message in (
+        (["--tokenizer", str(tmp_path / "nowhere")], "nowhere: no such folder"),
+        (["--tokenizer", str(tmp_path / "full")], "--tokenizer .*full: "),
+        (["--export", str(tmp_path / "full")], "full: exists and is not empty"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build(tmp_path, words, "samples", run, *more)
+        assert not (tmp_path / "samples").exists()
+    (tmp_path / "collection" / "queries.tsv").unlink()
+    with pytest.raises(InputError, match="queries"):
+        build(tmp_path, words, "samples", run)
+
+
+def test_containers_with_one_number_for_their_processes_do_not_share_partial_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    with shared_folder(tmp_path / "tokens") as first:
+        (first / "a").write_text("whole")
+        monkeypatch.setattr("setenc_hf.files.OF_PROCESS", "other")
+        with shared_folder(tmp_path / "tokens") as second:
+            (second / "a").write_text("whole")
+        assert (first / "a").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
+
+
 def test_rows_of_several_chunks_are_those_that_arrow_takes():
     parts = [pa.table({"doc_id": [f"d{n}" for n in range(first, first + 5)]}) for first in (0, 5, 10)]
     table = pa.concat_tables(parts)
@@ -171,6 +223,7 @@ def test_an_export_is_uploaded(tmp_path, words, monkeypatch, flag, capsys):
     build(tmp_path, words, "samples", make_run(tmp_path), flag, "me/x", "--private")
     (repo, made), uploaded = calls
     assert (repo, made["repo_type"], made["private"]) == ("me/x", "dataset", True)
+    assert uploaded["delete_patterns"] == ["data/*.parquet", "qrels.txt"]  # of an upload before
     assert uploaded["folder_path"] == str(tmp_path / "samples-export")
     assert 'load_dataset("me/x"' in (tmp_path / "samples-export" / "README.md").read_text()
     assert "Uploaded them to hub/me/x" in capsys.readouterr().out

@@ -6,9 +6,11 @@ import json
 import random
 import subprocess
 import sys
+import time
 
 import pytest
 
+from data_prep.llm_client import is_openai
 from data_prep.rank_gpt import main
 from fake_llm import FakeLlm
 from setenc_hf.errors import InputError
@@ -183,6 +185,70 @@ def test_what_ends_a_job_loses_no_answer_in_flight(data):
         assert journal.count('"type": "answer"') == len(fake.bodies) - 1 >= 3
         assert rank(data, fake, "--concurrency", 4) == 0
         assert len(fake.bodies) == WINDOWS + 1
+
+
+def test_sigterm_loses_no_answer_in_flight(data):
+    words = ["--run", data / "first.run", "--collection", data / "collection", "--model", "m", "--concurrency", "4"]
+    with FakeLlm(latency=1.0) as fake:
+        words += ["--output", data / "teacher.run", "--base-url", fake.url]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "data_prep.rank_gpt", *map(str, words)], stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 60
+        while fake.in_flight < 4 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for _ in range(2):  # `timeout` sends two
+            process.terminate()
+            time.sleep(0.1)
+        assert process.wait(timeout=60) == 143, process.stderr.read()
+        assert len(fake.bodies) == 4
+    journal = (data / "teacher.run.journal.jsonl").read_text()
+    assert journal.count('"type": "answer"') == 4
+    assert not (data / "teacher.run").exists()
+
+
+def test_what_was_paid_at_other_prices_counts_at_those(data, capsys):
+    flags = ("--prompt", "single_message", "--max-answer-tokens", 150, "--system", "", "--concurrency", 1)
+    dear = ("--price-input", 10_000, "--price-output", 1_000)  # 1.01 a window
+    cheap = ("--price-input", 5_000, "--price-output", 500)
+    with FakeLlm() as fake:
+        assert rank(data, fake, *flags, *dear, "--max-cost", 12) == 4
+        paid = len(fake.bodies) * 1.01
+        # by the cheaper prices alone half of it would seem to be left
+        assert rank(data, fake, *flags, *cheap, "--max-cost", f"{paid + 0.1:.2f}") == 4
+        assert len(fake.bodies) * 1.01 == paid
+        capsys.readouterr()
+        assert rank(data, fake, *flags, *cheap, "--max-cost", 100) == 0
+    left = WINDOWS - round(paid / 1.01)
+    assert f"cost                      {paid + left * 0.505:.4f}" in capsys.readouterr().out
+
+
+def test_a_connection_that_was_never_made_is_not_counted_as_billed(data, monkeypatch):
+    import openai
+
+    class ConnectTimeout(Exception):  # by this name, of whatever library the client speaks HTTP with
+        pass
+
+    async def time_out(self, *_, **__):
+        raise openai.APITimeoutError(None) from ConnectTimeout
+
+    monkeypatch.setattr(openai.AsyncOpenAI, "post", time_out)
+    with pytest.raises(InputError, match="the last: no connection"):
+        rank(data, None, "--max-retries", 1)
+    assert '"unanswered"' not in (data / "teacher.run.journal.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("base_url", "limit"),
+    [
+        ("https://api.openai.com/v1", "max_completion_tokens"),
+        ("https://eu.api.openai.com/v1", "max_completion_tokens"),
+        ("https://notapi.openai.com.example.org/v1", "max_tokens"),
+        ("http://localhost:8000/v1", "max_tokens"),
+    ],
+)
+def test_openais_servers_know_the_new_name_of_the_limit_in_every_region(base_url, limit):
+    assert ("max_completion_tokens" if is_openai(base_url) else "max_tokens") == limit
 
 
 def test_answers_cut_in_a_thought_are_no_rankings_and_not_asked_again_in_vain(data, capsys):
@@ -408,8 +474,13 @@ def test_help_is_quick_because_torch_and_openai_are_not_imported():
         (("--prompt", "nowhere"), "neither rank_gpt nor single_message"),
         (("--dry-run", "--replay"), "exclude one another"),
         (("--base-url", "localhost:8000"), "an address such as"),
+        (("--base-url", "http://localhost:80O0/v1"), "an address such as"),
+        (("--base-url", "http://[::1/v1"), "an address such as"),
+        (("--tag", " "), "are words, not blanks"),
     ],
 )
 def test_bad_flags_say_why(data, flags, says):
+    with pytest.raises(InputError, match="is a directory; --output names the run"):
+        rank(data, None, output="collection")
     with pytest.raises(InputError, match=says):
         rank(data, None, *flags)

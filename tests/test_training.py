@@ -221,6 +221,13 @@ def test_evaluation_reranks_whole_lists_and_measures_over_all_judgements(backbon
     assert named["eval_a_nDCG@10"] == named["eval_b_nDCG@10"] == metrics["eval_nDCG@10"]
 
 
+def test_a_training_that_has_diverged_is_not_measured_as_the_first_stage(backbones, samples, tmp_path):
+    trainer = make_trainer(backbones["bert"], samples, tmp_path)
+    torch.nn.init.constant_(trainer.model.linear.weight, float("nan"))
+    with pytest.raises(InputError, match="query 'q.*': the scores are not finite after step 0, .* has diverged"):
+        trainer.evaluate()
+
+
 def test_ties_are_measured_as_a_written_run_has_them(backbones, samples, tmp_path):
     trainer = make_trainer(backbones["bert"], samples, tmp_path)
     torch.nn.init.zeros_(trainer.model.linear.weight)  # all passages of a list have one score
@@ -328,6 +335,9 @@ def test_the_command_resumes_where_an_interrupted_training_stopped(backbones, sa
         ({"model": "/nowhere/at/all"}, [], "/nowhere/at/all: no such folder"),
         ({"train_samples": ["/nowhere"]}, [], "/nowhere: no listwise samples"),
         ({"resume_from_checkpoint": "last"}, [], "holds no checkpoint to resume from"),
+        ({"train_sampling_strategy": "sequential"}, [], "`train_sampling_strategy` would change nothing"),
+        ({"label_smoothing_factor": 0.1}, [], "`label_smoothing_factor` would change nothing"),
+        ({"per_device_eval_batch_size": 4}, [], "go together by `max_tokens_per_batch`; leave it out"),
     ],
 )
 def test_a_wrong_recipe_is_one_clear_line(backbones, samples, tmp_path, fields, words, message):
@@ -355,6 +365,25 @@ def test_an_earlier_training_is_removed_only_when_the_next_one_can_begin(backbon
         assert (samples / "train" / "meta.json").exists()
     train(again)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() != weights
+
+
+def test_going_on_from_a_folder_loses_no_other_training(backbones, samples, tmp_path):
+    words = ["--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", "1", "--max_steps", "3"]
+    words += ["--load_best_model_at_end", "false", "--save_total_limit", "9"]
+    path = recipe(tmp_path, samples, backbones["bert"])
+    train([path, *words])
+    mine, others = tmp_path / "out", tmp_path / "others"
+    train([path, *words, "--output_dir", str(others)])
+    first = ["--resume_from_checkpoint", str(mine / "checkpoint-1")]
+    with pytest.raises(InputError, match="others: holds an earlier training"):
+        train([path, *words, *first, "--output_dir", str(others)])
+    with pytest.raises(InputError, match="checkpoint-2, checkpoint-3 would be taken for checkpoints of what goes on"):
+        train([path, *words, *first])
+    assert {path.name for path in mine.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+    train([path, *words, *first, "--max_steps", "2", "--overwrite_output", "true"])
+    assert {path.name for path in mine.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    train([path, *words, *first, "--output_dir", str(others), "--overwrite_output", "true"])
+    assert {path.name for path in others.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
 
 
 def test_a_report_that_cannot_be_had_is_refused_before_anything_is_removed(backbones, samples, tmp_path, monkeypatch):

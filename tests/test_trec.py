@@ -5,6 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
+from setenc_hf.command import run_command
 from setenc_hf.errors import InputError
 from setenc_hf.trec import Qrel, RunLine, read_lists, read_qrels, read_run, write_run
 
@@ -99,6 +100,19 @@ def test_a_failing_writer_leaves_the_old_run_and_no_rest(tmp_path):
         write_run(path, [("q", [("d", float("nan"))])], "t")
     with pytest.raises(InputError, match="one word"):
         write_run(path, [], "two words")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "big.run"), NotADirectoryError(20, "Not a directory", "a.run/x")]
+)
+def test_errors_of_the_file_system_are_one_line(error, capsys):
+    def fail(_argv):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run_command(fail)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
 
 
 def test_qrels_in_trec_and_beir_form(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import pipeline
 
 from conftest import WORDS
 from setenc_hf.errors import InputError
@@ -83,6 +84,22 @@ def test_rerank_refuses_what_it_cannot_do(model, backbones, tmp_path):
         rerank(words_for(model, collection, run, out, "--measures", "foo"))
     with pytest.raises(InputError, match="--depth"):
         rerank(words_for(model, collection, run, out, "--depth", "0"))
+    broken = SetEncoderForReranking.from_pretrained(model)
+    torch.nn.init.constant_(broken.linear.weight, float("nan"))
+    broken.save_pretrained(tmp_path / "diverged")
+    with pytest.raises(InputError, match="query 'q0', document 'd.*': the score nan is not finite"):
+        rerank(words_for(str(tmp_path / "diverged"), collection, run, out))
+    with pytest.raises(ValueError, match="the score of passage 1 of 2 is nan: has the model diverged"):
+        broken.rank("cat", ["life", "dog"])
+    with pytest.raises(ValueError, match="the score of passage 1 of 2 is nan: has the model diverged"):
+        pipeline("text-ranking", model=broken)("cat", ["life", "dog"])
+    broken.config.passage_length = 300
+    broken.save_pretrained(tmp_path / "long")
+    with open(collection / "corpus.jsonl", "a") as corpus:
+        corpus.write(json.dumps({"doc_id": "long", "text": "cat " * 300}) + "\n")
+    run.write_text(run.read_text() + "q0 Q0 long 99 -99 t\n")
+    with pytest.raises(InputError, match="a passage has .* tokens .* has .* positions: open the model with a lower"):
+        rerank(words_for(str(tmp_path / "long"), collection, run, out))
     assert not out.exists()
 
 
