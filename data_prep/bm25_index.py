@@ -96,6 +96,8 @@ def build_bm25(
         InputError: the folder holds an index of other settings, or a document id stands twice.
     """
     settings = {"format": FORMAT, "version": VERSION, "analyzer": analyzer, "source": corpus_source(collection)}
+    if check_settings(folder / INDEX_FILE, settings):
+        return
     with one_builder(folder):
         if not check_settings(folder / INDEX_FILE, settings):
             _build(collection, folder, settings, memory, num_proc, progress, range_docs)

@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     backend = open_backend(args.tokenizer) if args.tokenizer else None
     if args.export:
         check_folder(args.export, args.overwrite)
-    collection.queries()
+    collection.check_queries()
     counts, folder = build(args, collection)
     finish_corpus(args, collection, folder, backend)
     for name, count in sorted(counts.items()):

@@ -73,24 +73,27 @@ def build_colbert(
         chunk_passages: passages that are lost when the process is killed; those of an index begun are kept.
         progress: told how many more passages are done.
     """
+    settings = {"format": FORMAT, "version": VERSION, "engine": engine, "bits": 16 if engine == "exact" else bits}
+    settings |= {"dim": encoder.dim, "model": encoder.fingerprint}
+    plan = check_settings(folder / PLAN_FILE, settings)
+    if plan is not None and finished(folder, plan) and corpus_source(collection) in planned_sources(folder):
+        return
     with one_builder(folder) if process_rank()[0] == 0 else nullcontext():
-        _build(collection, folder, encoder, engine, bits, append, chunk_passages, batch_size, progress)
+        _build(collection, folder, encoder, settings, append, chunk_passages, batch_size, progress)
 
 
 def _build(
     collection: Collection,
     folder: Path,
     encoder: LateInteractionEncoder,
-    engine: str,
-    bits: int,
+    settings: dict[str, Any],
     append: bool,
     chunk_passages: int,
     batch_size: int,
     progress: Callable[[int], object],
 ) -> None:
     number, processes = process_rank()
-    settings = {"format": FORMAT, "version": VERSION, "engine": engine, "bits": 16 if engine == "exact" else bits}
-    settings |= {"dim": encoder.dim, "model": encoder.fingerprint}
+    engine, bits, begun = settings["engine"], settings["bits"], time.time()
     source = corpus_source(collection)
     if number == 0:
         plan = make_plan(folder, settings, collection, append, chunk_passages)
@@ -115,7 +118,7 @@ def _build(
         progress(len(batch))
     if number == 0:
         wait_for(lambda: len(chunk_folders(folder)) >= count)
-        counts = join_chunks(folder, codec)
+        counts = join_chunks(folder, codec, begun)
         if engine == "fast-plaid":
             from .fast_plaid import build_index
 
@@ -199,11 +202,16 @@ def write_chunk(
                 np.save(folder / f"{name}.npy", array.cpu().numpy())
 
 
-def join_chunks(folder: Path, codec: ResidualCodec | None) -> dict[str, int]:
-    """Write what spans all chunks, the ids and the inverted lists, and return the counts."""
+def join_chunks(folder: Path, codec: ResidualCodec | None, begun: float) -> dict[str, int]:
+    """Write what spans all chunks, the ids and the inverted lists, and return the counts.
+
+    Args:
+        begun: when the build began: parts of chunks from before are of a process that was killed.
+    """
     chunks = chunk_folders(folder)
-    for left in (folder / "chunks").glob(f"*{PARTIAL}"):  # of a process that was killed; none is at work now
-        shutil.rmtree(left)
+    for left in (folder / "chunks").glob(f"*{PARTIAL}"):
+        if left.stat().st_mtime < begun:
+            shutil.rmtree(left)
     (folder / INDEX_FILE).unlink(missing_ok=True)  # it does not describe the files that are written now
     doc_ids = pa.concat_arrays([read_texts(chunk / "doc_ids.arrow") for chunk in chunks])
     check_unique(doc_ids)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
@@ -79,11 +81,20 @@ def check_disk(folder: Path, estimate: Estimate, begun: Iterable[Path]) -> None:
     Args:
         begun: folders of what an interrupted build has made of it already.
     """
-    files = (path for part in begun for path in part.rglob("*") if path.is_file())
-    needed = estimate.peak_disk - sum(path.stat().st_size for path in files)
+    needed = estimate.peak_disk - sum(map(bytes_in, begun))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(f"{folder}: {size(free)} are free and about {size(needed)} are needed")
+
+
+def bytes_in(folder: Path) -> int:
+    """Return the bytes of all files in a folder; what another process takes away meanwhile is passed over."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_size
+    return total
 
 
 def size(count: float) -> str:

@@ -22,6 +22,7 @@ from setenc_hf.samples import ListwiseSamples, source_lines
 
 LISTS_PER_BATCH = 256
 BYTES_PER_FILE = 500_000_000  # of text, before compression
+UPLOADED = ["data/train-[0-9][0-9][0-9][0-9][0-9].parquet", "qrels.txt"]
 SCHEMA = pa.schema(
     [
         ("query_id", pa.string()),
@@ -163,7 +164,7 @@ def push(folder: Path, repo_id: str, private: bool) -> str:
             folder_path=str(folder),
             repo_type="dataset",
             commit_message="Upload listwise samples",
-            delete_patterns=["data/*.parquet", "qrels.txt"],  # of an earlier upload, which readers would get beside it
+            delete_patterns=UPLOADED,  # of an earlier upload, which readers would get beside it
         )
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -66,16 +66,16 @@ def process_rank() -> tuple[int, int]:
 def one_builder(folder: Path) -> Iterator[None]:
     """Let one process build the index in `folder`; another waits, and finds it built.
 
-    The lock is the kernel's (`flock`), so that a killed process leaves none behind. An index that cannot be written
-    needs none, and a file system without locks is told of.
+    The lock is the kernel's (`flock`), so that a killed process leaves none behind; a file system that knows no locks
+    is told of.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
     try:
-        file = open(folder / ".lock", "ab")  # noqa: SIM115, closed below
-    except OSError:  # read-only
-        yield
-        return
-    with file:
+        opened: IO[bytes] = open(path, "ab")  # noqa: SIM115, closed below
+    except PermissionError:  # another user's, which can be locked all the same
+        opened = open(path, "rb")  # noqa: SIM115
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

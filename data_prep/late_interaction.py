@@ -62,8 +62,8 @@ class LateInteractionEncoder:
         skipped = {self.tokenizer.convert_tokens_to_ids(word) for word in self.settings.skipped_words}
         self.skipped = torch.tensor(sorted(skipped - {self.tokenizer.unk_token_id, None}), dtype=torch.long)
         weights = {path.name: sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "query_limit" or value}
-        self.fingerprint: dict[str, Any] = {"weights": weights, **settings}
+        self.fingerprint: dict[str, Any] = {"weights": weights, **asdict(self.settings)}
+        del self.fingerprint["query_limit"]  # an index is of passages
         self.fingerprint["skipped_words"] = "".join(self.settings.skipped_words)
 
     @torch.inference_mode()

@@ -164,7 +164,7 @@ def retrieve_colbert(collection: Collection, queries: list[Query], args: argpars
             vectors = encoder.encode_queries([text for _, text in block])
             return zip([query_id for query_id, _ in block], searcher.search(vectors, args.depth))
 
-        settings |= {"depth": args.depth}
+        settings |= {"depth": args.depth, "query_limit": encoder.settings.query_limit}
         counts = search_in_blocks(args.output, queries, search, settings, "colbert", progress=progress)
     if args.check_recall:
         vectors = encoder.encode_queries([text for _, text in queries[: args.check_recall]])

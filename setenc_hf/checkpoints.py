@@ -115,9 +115,14 @@ def missing_files(checkpoint: Path) -> list[str]:
     return [name for name, path in paths.items() if not path.is_file() or path.stat().st_size != sizes[name]]
 
 
+def lies_in(checkpoint: Path, output: Path) -> bool:
+    """Tell whether a checkpoint is one of `output`'s, be it a link to another disk."""
+    return checkpoint.parent.resolve() == output.resolve()
+
+
 def later_checkpoints(output: Path, checkpoint: Path) -> list[Path]:
     """Return the checkpoints of `output` behind `checkpoint`, where that is one of them."""
-    if checkpoint.resolve().parent != output.resolve():
+    if not lies_in(checkpoint, output):
         return []
     paths = [Path(path) for path in sort_checkpoints(str(output))]
     names = [path.name for path in paths]

@@ -56,6 +56,10 @@ class Collection:
         """Return every query's text by its id."""
         raise NotImplementedError
 
+    def check_queries(self) -> None:
+        """Raise `InputError` where there are none."""
+        raise NotImplementedError
+
     def qrels(self) -> list[Qrel]:
         """Return the judgements; raises `InputError` where there are none, or several sets to choose from."""
         raise NotImplementedError
@@ -124,16 +128,18 @@ class LocalCollection(Collection):
             yield doc
 
     def queries(self) -> dict[str, str]:
-        paths = self._files("queries", TEXT_ENDINGS)
-        if not paths:
-            raise InputError(f"{self.folder}: holds no queries.tsv or queries.jsonl")
+        self.check_queries()
         queries: dict[str, str] = {}
-        for path in paths:
+        for path in self._files("queries", TEXT_ENDINGS):
             read = self._read_jsonl if ".jsonl" in path.name else self._read_tsv
             for number, query_id, _, text in read(path, ("query_id", "_id")):
                 if queries.setdefault(query_id, text) != text:
                     raise InputError(f"{path}:{number}: query {query_id!r} stands twice, with different texts")
         return queries
+
+    def check_queries(self) -> None:
+        if not self._files("queries", TEXT_ENDINGS):
+            raise InputError(f"{self.folder}: holds no queries.tsv or queries.jsonl")
 
     def qrels(self) -> list[Qrel]:
         paths = self._qrels_files()
@@ -231,8 +237,11 @@ class IrDatasetsCollection(Collection):
                 if doc_id in found:
                     yield Doc(doc_id, found[doc_id].default_text())
 
-    def queries(self) -> dict[str, str]:
+    def check_queries(self) -> None:
         self._require("queries")
+
+    def queries(self) -> dict[str, str]:
+        self.check_queries()
         return {query.query_id: query.default_text() for query in self.dataset.queries_iter()}
 
     def qrels(self) -> list[Qrel]:

@@ -5,7 +5,7 @@ import socket
 
 import torch.distributed
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .chunking import ChunkedLayer
@@ -57,7 +57,7 @@ def start_deepspeed(training: TrainingArguments) -> None:
     deepspeed.init_distributed(dist_backend="gloo" if on_cpu else None, verbose=False)
 
 
-def whole_layers(model: nn.Module) -> None:
+def whole_layers(model: PreTrainedModel) -> None:
     """Have ZeRO-3 gather a layer's weights once for all its chunks, where it is used.
 
     Processes work through different numbers of chunks; gathered at every linear layer, their calls would not meet.
@@ -66,6 +66,9 @@ def whole_layers(model: nn.Module) -> None:
         from deepspeed.utils import set_z3_leaf_modules
 
         set_z3_leaf_modules(model, list({type(part) for part in model.modules() if isinstance(part, ChunkedLayer)}))
+        if not any(weight.requires_grad for weight in model.get_input_embeddings().parameters()):
+            # else the first layer's gradients are collected before they are there: its input asks for none
+            model.enable_input_require_grads()
 
 
 def num_numbers(weight: nn.Parameter) -> int:

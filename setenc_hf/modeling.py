@@ -43,6 +43,10 @@ DROPOUTS = {
 }
 
 
+class TextTooLong(ValueError):
+    """A passage with its query has more tokens than the backbone has positions."""
+
+
 class ScoreHead(nn.Linear):
     """A linear layer that computes in float32: bfloat16 has too few digits to tell a hundred passages apart.
 
@@ -216,7 +220,7 @@ class SetEncoderForReranking(PreTrainedModel):
         sizes = num_passages.tolist()
         lengths = passage_lengths.tolist()
         if (positions := self.num_positions) is not None and max(lengths) > positions:
-            raise ValueError(
+            raise TextTooLong(
                 f"a passage has {max(lengths)} tokens with its query, but the {self.config.encoder_config.model_type} "
                 f"backbone has {positions} positions: open the model with a lower `passage_length` or `query_length`"
             )
@@ -242,7 +246,7 @@ class SetEncoderForReranking(PreTrainedModel):
 
     @property
     def num_positions(self) -> int | None:
-        """The most tokens that a passage with its query may have; None where the backbone sets no limit."""
+        """The most tokens that a passage with its query may have; None where the backbone's configuration says none."""
         positions = getattr(self.config.encoder_config, "max_position_embeddings", None)
         return None if positions is None else positions - self.position_offset
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from .collection import open_collection
 from .command import run_command
 from .errors import InputError
+from .files import check_readable
 from .hub import find_model
 from .measures import mean, parse_measures, per_query, run_scores
 from .trec import read_lists, read_qrels, write_run
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from .scoring import QueryPassages
 
 DTYPES = ("auto", "float32", "bfloat16")
-LONGEST_WAIT = timedelta(hours=12)  # of one process for the others, which may have a collection to build first
+LONGEST_WAIT = timedelta(hours=3)  # of one process for the others, which may have a collection to build first
 
 
 def read_inputs(run: str, collection_name: str, depth: int, counts: Counter) -> "list[QueryPassages]":
@@ -65,19 +66,21 @@ def rerank(args: argparse.Namespace) -> None:
     qrels = list(read_qrels(args.qrels)) if args.qrels else None
     if Path(args.output).is_dir():
         raise InputError(f"{args.output}: is a directory; name a file to write")
+    check_readable(Path(args.run))
 
     import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object
     from transformers.utils import logging
 
-    from .modeling import SetEncoderForReranking
+    from .modeling import SetEncoderForReranking, TextTooLong
     from .scoring import score_lists
 
     logging.disable_progress_bar()
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     counts: Counter = Counter()
-    with state.local_main_process_first():  # ir_datasets builds a store of texts, and several at once would spoil it
+    # ir_datasets builds a store of texts, which several at once would spoil, whether the nodes share their disk or not
+    with state.main_process_first(), state.local_main_process_first():
         inputs = read_inputs(args.run, args.collection, args.depth, counts)
     dtype = choose_dtype(args.dtype, state.device)
     args.model = find_model(args.model)
@@ -97,7 +100,7 @@ def rerank(args: argparse.Namespace) -> None:
             for query_id, doc_ids, scores in score_lists(model, tokenizer, mine, args.max_tokens_per_batch):
                 progress.update()
                 yield query_id, list(zip(doc_ids, scores, strict=True))
-        except ValueError as error:  # a text longer than the backbone's positions
+        except TextTooLong as error:
             raise InputError(f"model {args.model!r} cannot be used: {error}") from None
 
     if state.num_processes == 1:

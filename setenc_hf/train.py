@@ -9,6 +9,7 @@ overrides it. `--resume_from_checkpoint last` goes on where an interrupted train
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import get_model_param_count
 
 from .arguments import DataArguments, ModelArguments
-from .checkpoints import FILES, last_checkpoint, later_checkpoints, missing_files, move_away
+from .checkpoints import FILES, last_checkpoint, later_checkpoints, lies_in, missing_files, move_away
 from .collection import query_key
 from .command import run_command
 from .cpu_linear import is_bfloat16_fast
@@ -181,7 +182,7 @@ def prepare_output(args: DataArguments, training: ListwiseTrainingArguments) -> 
                 f"{output}: {', '.join(path.name for path in later)} would be taken for checkpoints of what goes on "
                 f"from {wish}; have them removed with --overwrite_output, or choose another --output_dir"
             )
-        if Path(wish).resolve().parent == output.resolve():
+        if lies_in(Path(wish), output):
             return wish
     if output.is_dir() and any(output.iterdir()):
         # a training that was killed before its first checkpoint has left these alone, and nothing to go on from
@@ -207,7 +208,9 @@ def empty_output(training: ListwiseTrainingArguments, needed: Sequence[str]) -> 
     """Remove an earlier training; raises `InputError` where the folder holds what this one needs."""
     output = Path(training.output_dir).resolve()
     for path in (*needed, "."):
-        if Path(path).exists() and Path(path).resolve().is_relative_to(output):
+        # a link in the folder goes with it, as what a link elsewhere leads to
+        is_within = Path(path).resolve().is_relative_to(output) or Path(os.path.abspath(path)).is_relative_to(output)
+        if Path(path).exists() and is_within:
             raise InputError(
                 f"{training.output_dir}: holds {path}, which this training needs; choose another --output_dir"
             )
@@ -285,10 +288,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             print(f"{report(model, train, training)}\nDry run: nothing was written")
         return {}
     output = Path(training.output_dir)
-    if checkpoint is None or Path(checkpoint).resolve().parent != output.resolve():
+    if checkpoint is None or not lies_in(Path(checkpoint), output):
         needed = [model_args.model, *data_args.train_samples, *data_args.eval_samples]
         empty_output(training, needed if checkpoint is None else [*needed, checkpoint])
-    elif training.should_save:
+    elif training.should_save and data_args.overwrite_output:
         for path in later_checkpoints(output, Path(checkpoint)):
             print(f"Removed {path}, which is later than what is gone on from")
             move_away(path, output)

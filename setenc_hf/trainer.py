@@ -55,8 +55,9 @@ class ListwiseTrainingArguments(TrainingArguments):
         if self.deepspeed:
             stand_alone()
         super().__post_init__()
+        known = type(self).__dataclass_fields__
         for name, why in OF_NO_USE.items():
-            if getattr(self, name, None) != type(self).__dataclass_fields__[name].default:
+            if name in known and getattr(self, name) != known[name].default:
                 raise ValueError(f"`{name}` would change nothing: {why}; leave it out")
 
 

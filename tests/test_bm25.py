@@ -92,12 +92,15 @@ def test_a_second_builder_waits_and_finds_the_index(tmp_path, capsys):
     with ThreadPoolExecutor(2) as threads:
         with one_builder(shared):
             builders = [threads.submit(build_bm25, collection, shared, range_docs=7) for _ in range(2)]
-            time.sleep(0.3)
+            said, deadline = "", time.monotonic() + 30
+            while said.count("another process is building this index; waiting") < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+                said += capsys.readouterr().err
             assert contents(shared).keys() == {".lock"}
         for builder in builders:
             builder.result()
+    assert said.count("another process is building this index; waiting") == 2
     assert contents(shared) == contents(alone)
-    assert "another process is building this index; waiting" in capsys.readouterr().err
 
 
 def test_of_several_processes_one_indexes_and_searches(tmp_path, monkeypatch):

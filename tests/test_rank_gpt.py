@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from data_prep.llm_client import is_openai
-from data_prep.rank_gpt import main
+from data_prep.rank_gpt import main, read_job
+from data_prep.teacher_arguments import build_parser
 from fake_llm import FakeLlm
 from setenc_hf.errors import InputError
 from setenc_hf.trec import read_lists
@@ -247,8 +247,10 @@ def test_a_connection_that_was_never_made_is_not_counted_as_billed(data, monkeyp
         ("http://localhost:8000/v1", "max_tokens"),
     ],
 )
-def test_openais_servers_know_the_new_name_of_the_limit_in_every_region(base_url, limit):
-    assert ("max_completion_tokens" if is_openai(base_url) else "max_tokens") == limit
+def test_openais_servers_know_the_new_name_of_the_limit_in_every_region(data, base_url, limit):
+    words = ["--run", data / "first.run", "--collection", data / "collection", "--model", "m", "--output", "x.run"]
+    teacher, lists = read_job(build_parser("").parse_args([*map(str, words), "--base-url", base_url]))
+    assert limit in teacher.request(lists[1], lists[1].sliding.window).body
 
 
 def test_answers_cut_in_a_thought_are_no_rankings_and_not_asked_again_in_vain(data, capsys):

@@ -384,6 +384,12 @@ def test_going_on_from_a_folder_loses_no_other_training(backbones, samples, tmp_
     assert {path.name for path in mine.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
     train([path, *words, *first, "--output_dir", str(others), "--overwrite_output", "true"])
     assert {path.name for path in others.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+    # on another disk, and a later one that is being copied
+    (mine / "checkpoint-2").rename(tmp_path / "far")
+    (mine / "checkpoint-2").symlink_to(tmp_path / "far")
+    (mine / "checkpoint-9").mkdir()
+    train([path, *words, "--resume_from_checkpoint", "last"])
+    assert {path.name for path in mine.glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (1, 2, 3, 9)}
 
 
 def test_a_report_that_cannot_be_had_is_refused_before_anything_is_removed(backbones, samples, tmp_path, monkeypatch):
