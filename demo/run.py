@@ -30,9 +30,10 @@ def backbone() -> str:
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
-def commands(out: Path, model: str, steps: tuple[int, int], queries: int) -> list[tuple[str, str]]:
+def commands(folder: Path, model: str, steps: tuple[int, int], queries: int) -> list[tuple[str, str]]:
     """Return the demo as (what it does, command)."""
-    collection = out / "collection"
+    out, model = shlex.quote(str(folder)), shlex.quote(model)
+    collection = f"{out}/collection"
     search = f"data_prep.retrieve --collection {collection} --retriever bm25 --index-dir {out}/index --depth {DEPTH}"
     build = f"data_prep.build_samples --collection {collection} --depth {DEPTH} --overwrite"
     bi_encoder = f"benchmarks.bi_encoder --model {model} --collection {collection} --length 72"

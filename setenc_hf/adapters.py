@@ -118,7 +118,7 @@ def add_interaction_row(config: PeftConfig, model: SetEncoderForReranking) -> No
 
     PEFT honours the attribute in every method, but stores it for LoRA's kin alone: it is set again on opening.
     """
-    row = model.tokenizer.template.int_id if model.tokenizer is not None else None
+    row = model.open_tokenizer().template.int_id
     if row is None or getattr(config, "trainable_token_indices", None):
         return
     embeddings = model.get_input_embeddings()
@@ -253,27 +253,28 @@ class AdapterCallback(TrainerCallback):
     Args:
         adapter: what is trained.
         args: the training arguments.
+        steps: that training will take.
         checkpoint: the folder that training resumes from, if any.
     """
 
-    def __init__(self, adapter: SetEncoderAdapter, args: TrainingArguments, checkpoint: str | None = None) -> None:
-        self.is_adalora = adapter.peft_config[ADAPTER].peft_type is PeftType.ADALORA
+    def __init__(
+        self, adapter: SetEncoderAdapter, args: TrainingArguments, steps: int, checkpoint: str | None = None
+    ) -> None:
+        config = adapter.peft_config[ADAPTER]
+        self.is_adalora = config.peft_type is PeftType.ADALORA
         if self.is_adalora and (checkpoint is not None or args.load_best_model_at_end):
             wish = "resume_from_checkpoint" if checkpoint is not None else "load_best_model_at_end"
             raise InputError(
                 f"`{wish}` cannot be had with adalora: how it shares out its ranks is in no checkpoint, and the "
                 "weights would not be those of an uninterrupted training; use lora"
             )
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        config = model.peft_config[ADAPTER]
         if self.is_adalora and config.total_step == UNKNOWN_STEPS:
-            if config.tinit + config.tfinal >= state.max_steps:
+            if config.tinit + config.tfinal >= steps:
                 raise InputError(
-                    f"`peft_config`: tinit {config.tinit} and tfinal {config.tfinal} leave none of the "
-                    f"{state.max_steps} steps to choose ranks in"
+                    f"`peft_config`: tinit {config.tinit} and tfinal {config.tfinal} leave none of the {steps} steps "
+                    "to choose ranks in"
                 )
-            config.total_step = state.max_steps
+            config.total_step = steps
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self.is_adalora:

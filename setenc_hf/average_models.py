@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .command import run_command
 from .errors import InputError
 from .files import atomic_folder
-from .hub import find_model
+from .hub import find_model, opening
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,14 +92,12 @@ def open_whole(name_or_path: str, like: "SetEncoderForReranking | None" = None) 
     from .modeling import SetEncoderForReranking
 
     found = find_model(name_or_path)
-    try:
+    with opening(name_or_path):
         fields: dict[str, Any] = {}
         if like is not None and PreTrainedConfig.get_config_dict(found)[0].get("model_type") != like.config.model_type:
             fields = {name: getattr(like.config, name) for name in SAME_FIELDS}
         model = SetEncoderForReranking.from_pretrained(found, **fields)
         model.open_tokenizer()
-    except (OSError, ValueError) as error:
-        raise InputError(f"model {name_or_path!r} cannot be used: {error}") from None
     if "adapter" in model.__dict__:
         raise InputError(f"{name_or_path}: is an adapter; make a model of it first, with setenc_hf.merge_adapter")
     return model

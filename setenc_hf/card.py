@@ -32,7 +32,6 @@ CITATION = """@inproceedings{schlatt:2025,
 # of a recipe, what says where this machine keeps things, how it logs, or follows from the rest
 LEFT_OUT = [
     "_dir",
-    "_token",
     "hub_",
     "push_",
     "report_to",

@@ -63,6 +63,7 @@ class CheckpointedTrainer(Trainer):
             sync(output)
             if self.args.save_total_limit:
                 kept = {checkpoint, Path(self.state.best_model_checkpoint or checkpoint)}
+                kept |= getattr(self, "uploading", set())  # a HubTrainer's
                 rotate(output, self.args.save_total_limit, kept)
             shutil.rmtree(output / PARTIAL, ignore_errors=True)
         wait_for_all()

@@ -1,5 +1,6 @@
 """Several processes: what DeepSpeed needs before a model is built, and an end that cuts nobody short."""
 
+import logging
 import os
 import socket
 
@@ -11,6 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from .chunking import ChunkedLayer
 from .errors import InputError
 
+logger = logging.getLogger(__name__)
 # what a launcher or MPI tells each process; where one is set, somebody else says who we are
 LAUNCHED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
@@ -27,7 +29,13 @@ def stand_alone() -> None:
 
 
 def check_launch(training: TrainingArguments) -> None:
-    """Refuse to go on as something else than was asked for: several processes each alone, or FSDP that is DDP."""
+    """Refuse to go on as something else than was asked for: several processes each alone, or FSDP that is DDP.
+
+    One process takes one GPU, and says so where there are more: torch's DataParallel would cut lists apart.
+    """
+    if training.n_gpu > 1:
+        logger.warning(f"{training.n_gpu} GPUs are here and one is used; accelerate launch --multi_gpu uses all")
+        training._n_gpu = 1
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if training.world_size != launched:
         raise InputError(

@@ -5,6 +5,8 @@ once here, with a deadline, before any of them is.
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
@@ -40,6 +42,20 @@ def find_model(name: str, seconds: float = HUB_SECONDS) -> str:
     if cached is None:
         raise InputError(f"{name}: no such folder, {problem}, and no copy of it is in the cache")
     return cached
+
+
+@contextmanager
+def opening(name: str) -> Iterator[None]:
+    """Turn into `InputError` what opening a model raises: nothing there, a file cut short, weights of another size."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"model {name!r} cannot be used: {reason[:500]}") from None
 
 
 def _ask_hub(name: str, seconds: float) -> str | None:

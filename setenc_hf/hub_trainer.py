@@ -22,6 +22,13 @@ class HubTrainer(Trainer):
 
     recipe: dict[str, Any]  # for the card; what the model was trained by, where that is more than `args`
     push_in_progress: PushInProgress | None
+    _pushed: frozenset[Path] = frozenset()
+
+    @property
+    def uploading(self) -> set[Path]:
+        """The checkpoints that are being read by an upload."""
+        is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        return set(self._pushed) if is_busy else set()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -59,6 +66,7 @@ class HubTrainer(Trainer):
             message += ", checkpoint"
             jobs.append(hf_api().upload_folder(commit_message=message, path_in_repo=place, **shared))
         if self.push_in_progress is None or self.push_in_progress.is_done():
-            self.push_in_progress = PushInProgress(jobs)
+            self.push_in_progress, self._pushed = PushInProgress(jobs), frozenset()
         else:
             self.push_in_progress.jobs.extend(jobs)
+        self._pushed |= {Path(checkpoint_folder)}

@@ -13,6 +13,7 @@ from pathlib import Path
 from .command import run_command
 from .errors import InputError
 from .files import atomic_folder
+from .hub import opening
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,10 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     logging.disable_progress_bar()
     with atomic_folder(args.output, args.overwrite) as folder:
-        try:
+        with opening(args.adapter):
             model = SetEncoderForReranking.from_pretrained(args.adapter)
-        except (OSError, ValueError) as error:
-            raise InputError(f"model {args.adapter!r} cannot be used: {error}") from None
         if "adapter" not in model.__dict__:
             raise InputError(f"{args.adapter}: is no adapter, but a whole model already")
         model.tokenizer = model.tokenizer or SetEncoderTokenizer.from_pretrained(args.adapter)

@@ -88,12 +88,15 @@ class SetEncoderForReranking(PreTrainedModel):
         embeddings = getattr(encoder, "embeddings", None)
         is_offset = hasattr(embeddings, "create_position_ids_from_input_ids")  # RoBERTa counts from padding_idx + 1
         self.position_offset = encoder.config.pad_token_id + 1 if is_offset else 0
-        cut_last_layer(chunk_layers(encoder)[-1])
+        layers = chunk_layers(encoder)
+        cut_last_layer(layers[-1])
         self.max_tokens_per_chunk: int | None = None
         self.tokenizer: SetEncoderTokenizer | None = None
         self.hub: dict[str, Any] = {}  # what it was opened from the hub with
         self.is_head_new = False  # of a plain backbone, not trained yet
         self.post_init()
+        # what FSDP wraps; backbones name their embeddings too, which accelerate wraps on its own, or nothing at all
+        self._no_split_modules = {type(layers[-1]).__name__}
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, *args: Any, **kwargs: Any) -> "SetEncoderForReranking":  # type: ignore[override]

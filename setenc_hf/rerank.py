@@ -22,7 +22,7 @@ from .collection import open_collection
 from .command import run_command
 from .errors import InputError
 from .files import check_readable
-from .hub import find_model
+from .hub import find_model, opening
 from .measures import mean, parse_measures, per_query, run_scores
 from .trec import read_lists, read_qrels, write_run
 
@@ -84,11 +84,9 @@ def rerank(args: argparse.Namespace) -> None:
         inputs = read_inputs(args.run, args.collection, args.depth, counts)
     dtype = choose_dtype(args.dtype, state.device)
     args.model = find_model(args.model)
-    try:
+    with opening(args.model):
         model = SetEncoderForReranking.from_pretrained(args.model, dtype=dtype).to(state.device)
         tokenizer = model.open_tokenizer()
-    except (OSError, ValueError) as error:
-        raise InputError(f"model {args.model!r} cannot be used: {error}") from None
     if model.is_head_new:
         raise InputError(f"model {args.model!r} is no Set-Encoder: its score head would be random; fine-tune it first")
     mine = inputs[state.process_index :: state.num_processes]

@@ -28,11 +28,11 @@ from .collection import query_key
 from .command import run_command
 from .cpu_linear import is_bfloat16_fast
 from .distributed import check_launch, leave, start_deepspeed, wait_for_all
-from .dry_run import report
+from .dry_run import count_steps, report
 from .early_stopping import EarlyStopping, check_best_metric
 from .errors import InputError
 from .files import PARTIAL
-from .hub import find_model
+from .hub import find_model, opening
 from .lists import EvaluationLists, TrainingLists
 from .losses import parse_loss
 from .measures import parse_measures
@@ -67,14 +67,12 @@ def load_model(args: ModelArguments) -> tuple[SetEncoderForReranking, SetEncoder
         overrides.pop(name, None)
     max_tokens_per_chunk = overrides.pop("max_tokens_per_chunk", None)  # how it computes, not what
     find_model(name_or_path)  # one line within seconds where it cannot be had; its own name goes into what is saved
-    try:
-        model = SetEncoderForReranking.from_pretrained(name_or_path, revision=revision, **overrides)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"model {name_or_path!r} is no folder here, and the hub gave none: {reason}") from None
-    except ValueError as error:  # a backbone that cannot be a Set-Encoder
-        raise InputError(f"model {name_or_path!r}: {error}") from None
-    tokenizer = model.open_tokenizer()
+    with opening(name_or_path):
+        # whatever type it is stored in: AdamW's steps are less than a digit of a weight in bfloat16, and are lost
+        model = SetEncoderForReranking.from_pretrained(
+            name_or_path, revision=revision, dtype=torch.float32, **overrides
+        )
+        tokenizer = model.open_tokenizer()
     check_lengths(model, tokenizer)
     if "adapter" in model.__dict__:  # an adapter that was trained before: go on from what it makes of its base
         from .adapters import merge
@@ -280,21 +278,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         settings: Any = model_args.peft_config
         trained = add_adapter(model, model_args.peft, settings, model_args.model_revision)
-        callbacks.append(AdapterCallback(trained, training, checkpoint))
+        callbacks.append(AdapterCallback(trained, training, count_steps(len(train), training)[0], checkpoint))
     if is_main:
         print(describe(model, train, evaluated, training, data_args))
     if data_args.dry_run:
         if is_main:
             print(f"{report(model, train, training)}\nDry run: nothing was written")
         return {}
-    output = Path(training.output_dir)
-    if checkpoint is None or not lies_in(Path(checkpoint), output):
-        needed = [model_args.model, *data_args.train_samples, *data_args.eval_samples]
-        empty_output(training, needed if checkpoint is None else [*needed, checkpoint])
-    elif training.should_save and data_args.overwrite_output:
-        for path in later_checkpoints(output, Path(checkpoint)):
-            print(f"Removed {path}, which is later than what is gone on from")
-            move_away(path, output)
     settled = {**asdict(model_args), **asdict(data_args)}
     recipe = {name: settled.get(name, value) for name, value in given.items() if name not in OF_ONE_START}
     trainer = ListwiseTrainer(
@@ -307,6 +297,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+    output = Path(training.output_dir)  # whose earlier training goes only now that nothing can refuse this one
+    if checkpoint is None or not lies_in(Path(checkpoint), output):
+        needed = [model_args.model, *data_args.train_samples, *data_args.eval_samples]
+        empty_output(training, needed if checkpoint is None else [*needed, checkpoint])
+    elif training.should_save and data_args.overwrite_output:
+        for path in later_checkpoints(output, Path(checkpoint)):
+            print(f"Removed {path}, which is later than what is gone on from")
+            move_away(path, output)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     measures = last_evaluation(trainer) or (trainer.evaluate() if evaluated else {})
     trainer.save_model(_internal_call=True)  # without a push: the files that go with it are not written yet

@@ -23,6 +23,8 @@ from .progress import TrainingBar, TrainingClock, TrainingRecord
 OF_NO_USE = {
     "train_sampling_strategy": "lists are drawn by `sampling` from the seed, the epoch and the query",
     "label_smoothing_factor": "the ranking losses have no classes to smooth",
+    "bf16_full_eval": "evaluation is in the type of the training",
+    "fp16_full_eval": "evaluation is in the type of the training",
     "per_device_eval_batch_size": "evaluation lists go together by `max_tokens_per_batch`",
 }
 
@@ -102,6 +104,12 @@ class ListwiseTrainer(CheckpointedTrainer, HubTrainer):
         # the stock sampler draws from the global random state; ours gives a resumed run the very same lists
         lists = self.train_dataset if train_dataset is None else train_dataset
         return EpochSampler(lists) if isinstance(lists, TrainingLists) else super()._get_train_sampler(train_dataset)
+
+    def _prepare_input(self, data: Any) -> Any:
+        # under DeepSpeed the stock method rounds labels to the training's type, and scores of a teacher with them
+        if isinstance(data, torch.Tensor) and data.is_floating_point():
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -53,6 +53,14 @@ def trained(base, method="lora", settings=None, seed=0):
     return adapter.eval()
 
 
+def test_the_row_of_int_is_trained_whether_the_tokenizer_was_opened_or_not(backbones, tmp_path):
+    model = SetEncoderForReranking.from_pretrained(backbones["bert"], query_length=8, passage_length=20)
+    model.save_pretrained(tmp_path / "saved")
+    adapter = add_adapter(SetEncoderForReranking.from_pretrained(str(tmp_path / "saved")), "lora")
+    trained = [name for name, weight in adapter.named_parameters() if weight.requires_grad]
+    assert any("trainable_tokens_delta" in name for name in trained)
+
+
 @pytest.fixture(scope="module")
 def adapters(backbones, tmp_path_factory):
     """For every family: the folder of an adapter, the scores it had, and those of a fresh process."""

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +16,19 @@ from benchmarks.folders import save_lightning_ir, save_set_encoder
 from benchmarks.report import Spread, marks, ratios, table, write_report
 from benchmarks.speed import parse
 from benchmarks.speed_report import draw_cost, render
+from demo.run import commands
 from setenc_hf.errors import InputError
 from small_collection import make_collection
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_the_demo_takes_folders_with_a_blank_in_their_names(tmp_path):
+    folder = tmp_path / "my demo"
+    words = [word for _, command in commands(folder, "/a b/model", (1, 1), 5) for word in shlex.split(command)]
+    assert "/a b/model" in words
+    assert all(word.startswith(str(folder)) or word == "/a b/model" for word in words if " " in word)
+    assert not {"demo", "b/model"} & set(words)
 
 
 def test_linear_flops_by_hand():

@@ -87,6 +87,11 @@ def test_a_card_says_what_the_model_is_and_what_it_beats(samples, pushed):
     assert (tmp_path / "out/modeling.py").exists()
 
 
+def test_a_card_keeps_how_many_tokens_go_at_once(backbones, samples, tmp_path):
+    train([recipe(tmp_path, samples, backbones["bert"], max_steps=1, max_tokens_per_chunk=64, eval_strategy="no")])
+    assert '"max_tokens_per_chunk": 64' in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_sources_are_named_so_that_others_find_them():
     digest = "0" * 64
     collections = {"msmarco-passage/train/judged": {"msmarco-passage/train/judged": "ir_datasets 0.6.3"},

@@ -172,6 +172,14 @@ def test_scores_are_bit_identical_under_permutation_and_in_any_batch(backbones, 
         assert torch.isinf(batched[2, 3:]).all()
 
 
+def test_fsdp_wraps_the_layers_and_nothing_else(backbones, family):
+    from accelerate.utils.dataclasses import get_module_class_from_name
+
+    model = SetEncoderForReranking.from_pretrained(backbones[family])
+    found = {get_module_class_from_name(model, name) for name in model._no_split_modules}
+    assert found == {type(part) for part in model.modules() if isinstance(part, ChunkedLayer)}
+
+
 @pytest.mark.parametrize("count", [1, 7, 100, 1000])
 def test_any_number_of_passages(backbones, count):
     model, tokenizer = load(backbones["bert"])

@@ -3,14 +3,18 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import ir_measures
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from data_prep.build_samples import main as build_samples
+from setenc_hf.arguments import ModelArguments
+from setenc_hf.distributed import check_launch
 from setenc_hf.errors import InputError
 from setenc_hf.lists import EpochSampler, EvaluationLists, ListwiseCollator, TrainingLists
 from setenc_hf.losses import RankNetLoss
@@ -19,6 +23,7 @@ from setenc_hf.modeling import SetEncoderForReranking
 from setenc_hf.samples import IGNORE_LABEL, ListwiseSamples
 from setenc_hf.scoring import QueryPassages, score_lists
 from setenc_hf.tokens import SampleTokens
+from setenc_hf.train import load_model
 from setenc_hf.train import main as train
 from setenc_hf.trainer import ListwiseTrainer, ListwiseTrainingArguments
 from setenc_hf.trec import read_lists, write_run
@@ -337,6 +342,7 @@ def test_the_command_resumes_where_an_interrupted_training_stopped(backbones, sa
         ({"resume_from_checkpoint": "last"}, [], "holds no checkpoint to resume from"),
         ({"train_sampling_strategy": "sequential"}, [], "`train_sampling_strategy` would change nothing"),
         ({"label_smoothing_factor": 0.1}, [], "`label_smoothing_factor` would change nothing"),
+        ({"bf16_full_eval": True}, [], "`bf16_full_eval` would change nothing"),
         ({"per_device_eval_batch_size": 4}, [], "go together by `max_tokens_per_batch`; leave it out"),
     ],
 )
@@ -390,6 +396,53 @@ def test_going_on_from_a_folder_loses_no_other_training(backbones, samples, tmp_
     (mine / "checkpoint-9").mkdir()
     train([path, *words, "--resume_from_checkpoint", "last"])
     assert {path.name for path in mine.glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (1, 2, 3, 9)}
+
+
+def test_a_hub_that_refuses_costs_no_earlier_training(backbones, samples, tmp_path, monkeypatch):
+    path = recipe(tmp_path, samples, backbones["bert"], max_steps=1, eval_strategy="no", save_strategy="no")
+    train([path])
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+
+    def refuse(self):
+        raise OSError("401: the token has expired")
+
+    monkeypatch.setattr("setenc_hf.trainer.ListwiseTrainer.init_hf_repo", refuse)
+    with pytest.raises(OSError, match="expired"):
+        train([path, "--overwrite_output", "true", "--push_to_hub", "true"])
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_are_trained_in_float32_however_they_are_stored(backbones, tmp_path, dtype):
+    model = SetEncoderForReranking.from_pretrained(backbones["bert"], dtype=dtype, query_length=8, passage_length=20)
+    model.save_pretrained(tmp_path / "half")
+    opened, _ = load_model(ModelArguments(model=str(tmp_path / "half")))
+    assert {weight.dtype for weight in opened.parameters()} == {torch.float32}
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert all(torch.equal(weight, stored[name].float()) for name, weight in opened.state_dict().items())
+
+
+def test_labels_stay_what_they_are_under_deepspeed(backbones, samples, tmp_path):
+    trainer = make_trainer(backbones["bert"], samples, tmp_path)
+    trainer.is_deepspeed_enabled = True
+    labels = torch.tensor([[100.3, -100.1, -100.0]])
+    assert torch.equal(trainer._prepare_input({"labels": labels})["labels"], labels)
+
+
+def test_a_file_of_weights_that_was_cut_short_is_one_line(backbones, tmp_path):
+    model = SetEncoderForReranking.from_pretrained(backbones["bert"], query_length=8, passage_length=20)
+    model.save_pretrained(tmp_path / "cut")
+    weights = (tmp_path / "cut" / "model.safetensors").read_bytes()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match="cut' cannot be used: .*"):
+        load_model(ModelArguments(model=str(tmp_path / "cut")))
+
+
+def test_one_process_takes_one_of_several_gpus_and_says_so(caplog):
+    training = SimpleNamespace(n_gpu=4, _n_gpu=4, world_size=1, device=torch.device("cuda:0"))
+    check_launch(training)
+    assert training._n_gpu == 1
+    assert "4 GPUs are here and one is used" in caplog.text
 
 
 def test_a_report_that_cannot_be_had_is_refused_before_anything_is_removed(backbones, samples, tmp_path, monkeypatch):
