@@ -20,7 +20,7 @@ TextList = dict[str, Any]  # query, passages, labels
 
 
 class LightningIR:
-    """lightning-ir's Set-Encoder as it ships: missing passages are drawn in training up to `depth`."""
+    """lightning-ir's Set-Encoder; as it ships, missing passages are drawn in training up to `depth`."""
 
     def __init__(self, job: dict[str, Any], training: bool) -> None:
         import lightning_ir
@@ -36,6 +36,7 @@ class LightningIR:
                 doc_length=job["passage_length"],
                 depth=job["depth"],
                 add_extra_token=job["interaction"] == "int",
+                sample_missing_docs=job["draws_missing"] is not False,
             )
         self.module = lightning_ir.CrossEncoderModule(model_name_or_path=job["model"], config=config)
         self.model = self.module.model

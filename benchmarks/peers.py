@@ -65,6 +65,7 @@ def draw_lists(argv: Sequence[str]) -> tuple[dict[str, Any], Iterator[dict[str, 
         "query_length": model_args.query_length or 32,
         "passage_length": model_args.passage_length or 256,
         "depth": getattr(model_args, "depth", None) or 100,
+        "draws_missing": model_args.sample_missing_passages,  # None: as a peer ships
         "attention_dropout": model_args.attention_dropout,
         "loss": data_args.loss,
         "temperature": data_args.loss_temperature,
