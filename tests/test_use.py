@@ -157,8 +157,6 @@ def test_ties_are_measured_in_the_runs_order_not_by_name(tmp_path, capsys):
 
 
 def test_the_pipeline(model):
-    from transformers import pipeline
-
     import setenc_hf  # noqa: F401
 
     ranker = pipeline("text-ranking", model=model)
